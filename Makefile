@@ -1,0 +1,85 @@
+# Two commands are enough: `make book` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PYTHONPATH := $(CURDIR)
+export OMP_NUM_THREADS ?= 1
+ifdef DEVICE
+export LMLOSSES_DEVICE := $(DEVICE)
+endif
+
+BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md $(shell find book chapters lmlosses -type f \
+	-not -name '*.pyc' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null)
+SITE := _build/html/index.html
+
+.PHONY: help book test unit ledger-counts shapes nbval site notebooks serve bench lint env browser clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# requirements of pyproject's extras at the versions of requirements.lock
+$(VENV)/.book: tools/install.py pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python tools/install.py book
+	touch $@
+
+$(VENV)/.test: tools/install.py pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python tools/install.py runtime lab book test bench
+	touch $@ $(VENV)/.book
+
+env: $(VENV)/.test  ## set up everything for working on the project
+
+book: $(SITE)  ## build the book, from nothing if need be, and say where it is
+	@echo "Open $(CURDIR)/$(SITE)"
+
+# always a clean build: Sphinx repeats no warning for a page that it does not read again
+$(SITE): $(VENV)/.book $(BOOK_SOURCES) tools/build_book.py
+	$(BIN)/python tools/build_book.py
+
+test: $(VENV)/.test browser  ## set up everything and run the whole suite
+	$(BIN)/python tools/notebooks.py --check
+	$(MAKE) --no-print-directory $(SITE)
+	$(MAKE) --no-print-directory unit shapes nbval
+	@$(BIN)/python tools/ledger_counts.py
+
+unit: $(VENV)/.test  ## library, docstrings, ledger, pages, wheel and the built book
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# the annotations' shapes and dtypes are held to what they say; bad input would meet them first
+shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -p no:doctest -m "not bad_input" \
+		--jaxtyping-packages=lmlosses,tests.annotations.enforce \
+		tests --ignore=tests/book --ignore=tests/ledger
+
+nbval: $(VENV)/.test  ## run every notebook and compare each cell's output with what is stored
+	$(BIN)/python -m pytest -q $(if $(filter cuda%,$(DEVICE)),--nbval-lax,--nbval) --nbval-current-env --nbval-cell-timeout=300 \
+		-n 2 --dist loadfile -p no:doctest -o filterwarnings= -o testpaths=chapters chapters
+
+notebooks: $(VENV)/.test  ## execute the pages whose text or library changed
+	$(BIN)/python tools/notebooks.py
+
+serve: book  ## read the book at http://localhost:8000
+	$(BIN)/python -m http.server --directory _build/html 8000
+
+bench: $(VENV)/.test  ## measure against peers, side by side
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.test  ## ruff, and mypy on the library
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+browser:
+	@$(PYTHON) tools/browser.py
+
+clean:  ## delete what was built, and the environment if it is ours
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	if [ "$(VENV)" = .venv ]; then rm -rf .venv; fi

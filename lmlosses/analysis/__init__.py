@@ -1,0 +1,1 @@
+"""What is measured about losses and models: geometry, curvature, dynamics."""

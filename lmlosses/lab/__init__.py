@@ -1,0 +1,1 @@
+"""What the pages need and importers do not: data, models, training, plots, exercises."""

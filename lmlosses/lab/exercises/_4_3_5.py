@@ -1,0 +1,5 @@
+"""Exercises of page 4.3.5."""
+
+from lmlosses.lab.exercises._exercise import Exercise
+
+EXERCISES: dict[str, Exercise] = {}

@@ -1,0 +1,490 @@
+"""Criteria for people who replace those of ``torch.nn``: the same arguments, the same numbers.
+
+Each module here has the name and the arguments of its model in ``torch.nn`` and gives its result
+within 4 units in the last place, in float32 and float64. It departs from it on purpose where:
+
+* half-precision input gives a float32 loss, computed in float32;
+* a mean over nothing (an empty batch, every target ignored, class weights that sum to zero) is 0
+  with zero gradients, not NaN, and what stands in an ignored row never reaches a gradient;
+* shapes that do not match are refused instead of broadcast with a warning;
+* targets are checked on the CPU and never on a GPU, so that no call waits for one;
+* ``size_average`` and ``reduce``, long replaced by ``reduction``, are refused.
+
+The functions in `lmlosses.losses`, followed by a named reduction, say more with less.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from lmlosses._checks import (
+    check_floating,
+    check_in_unit_interval,
+    check_indices,
+    check_min_ndim,
+    check_non_negative,
+    check_not_empty_axis,
+    check_positive,
+    check_same_shape,
+    check_shape,
+    check_tensor,
+    compute_dtype,
+    reads_values,
+)
+from lmlosses.losses.classification import (
+    _binary_cross_entropy_as_torch,
+    _check_broadcasts,
+    _cross_entropy,
+)
+from lmlosses.losses.divergence import _kl_log_terms, _kl_terms
+from lmlosses.losses.ranking import margin_ranking
+from lmlosses.losses.regression import (
+    _gaussian_nll_of_variances,
+    absolute_error,
+    huber,
+    squared_error,
+)
+from lmlosses.reductions import masked_sum, token_mean, weighted_mean
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+class _Criterion(torch.nn.Module):
+    """Holds the reduction, which is all that the criteria have in common."""
+
+    _reductions: tuple[str, ...] = ("none", "mean", "sum")
+
+    def __init__(self, size_average: None, reduce: None, reduction: str) -> None:
+        super().__init__()
+        for name, value in {"size_average": size_average, "reduce": reduce}.items():
+            if value is not None:
+                raise ValueError(f"{name} was replaced by reduction; got {name}={value!r}")
+        if reduction not in self._reductions:
+            raise ValueError(
+                f"reduction must be one of {', '.join(self._reductions)}; got {reduction!r}"
+            )
+        self.reduction = reduction
+
+    def _reduce(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.reduction == "none":
+            return losses if mask is None else losses.masked_fill(~mask, 0.0)
+        return token_mean(losses, mask) if self.reduction == "mean" else masked_sum(losses, mask)
+
+
+def _checked_target(input: Tensor, target: Tensor) -> Tensor:
+    """A target of the input's shape; whole numbers become floating point, as in torch."""
+    check_floating(input=input)
+    check_tensor(target=target)
+    check_same_shape("target", target, of="input", reference=input)
+    return target if target.is_floating_point() else target.to(compute_dtype(input))
+
+
+class MSELoss(_Criterion):
+    """Squared error as a module: `lmlosses.losses.squared_error`, then a reduction.
+
+    Args:
+        size_average: Refused; use ``reduction``.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import MSELoss
+        >>> MSELoss()(torch.tensor([3.0, -1.0]), torch.tensor([0.0, 1.0]))
+        tensor(6.5000)
+    """
+
+    def __init__(
+        self, size_average: None = None, reduce: None = None, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+
+    def forward(
+        self, input: Float[Tensor, "*batch"], target: Shaped[Tensor, "*batch"]
+    ) -> Float[Tensor, "..."]:
+        """Loss of predictions (``input``) against targets of the same shape."""
+        return self._reduce(squared_error(input, _checked_target(input, target)))
+
+
+class L1Loss(_Criterion):
+    """Absolute error as a module: `lmlosses.losses.absolute_error`, then a reduction.
+
+    Args:
+        size_average: Refused; use ``reduction``.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import L1Loss
+        >>> L1Loss(reduction="sum")(torch.tensor([3.0, -1.0]), torch.tensor([0.0, 1.0]))
+        tensor(5.)
+    """
+
+    def __init__(
+        self, size_average: None = None, reduce: None = None, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+
+    def forward(
+        self, input: Float[Tensor, "*batch"], target: Shaped[Tensor, "*batch"]
+    ) -> Float[Tensor, "..."]:
+        """Loss of predictions (``input``) against targets of the same shape."""
+        return self._reduce(absolute_error(input, _checked_target(input, target)))
+
+
+class HuberLoss(_Criterion):
+    """Huber loss as a module: `lmlosses.losses.huber`, then a reduction.
+
+    Args:
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        delta: The error beyond which the loss grows linearly.
+
+    Raises:
+        TypeError: If ``delta`` is not a number.
+        ValueError: If ``reduction`` is none of these or ``delta`` not positive.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import HuberLoss
+        >>> HuberLoss(reduction="none")(torch.tensor([0.5, 3.0]), torch.zeros(2))
+        tensor([0.1250, 2.5000])
+    """
+
+    def __init__(self, reduction: Reduction = "mean", delta: float = 1.0) -> None:
+        super().__init__(None, None, reduction)
+        check_positive(delta=delta)
+        self.delta = delta
+
+    def forward(
+        self, input: Float[Tensor, "*batch"], target: Shaped[Tensor, "*batch"]
+    ) -> Float[Tensor, "..."]:
+        """Loss of predictions (``input``) against targets of the same shape."""
+        return self._reduce(huber(input, _checked_target(input, target), delta=self.delta))
+
+
+def _checked_variances(input: Tensor, var: Tensor | float) -> Tensor:
+    """Variances of the input's shape, from any of the shapes torch takes."""
+    if not isinstance(var, Tensor):
+        check_non_negative(var=var)
+        return torch.full_like(input, var, dtype=compute_dtype(input))
+    check_floating(var=var)
+    wanted = tuple(input.shape)
+    if tuple(var.shape) == wanted[:-1] != wanted:
+        var = var.unsqueeze(-1)
+    pairs = zip(var.shape, wanted, strict=False)
+    differing = [size for size, of_input in pairs if size != of_input]
+    if var.ndim != input.ndim or differing not in ([], [1]):
+        raise ValueError(
+            f"var must have shape {wanted}, the shape of input, or that with one axis of "
+            f"size 1 or without its last axis; got {tuple(var.shape)}"
+        )
+    if reads_values(var) and var.numel() > 0:
+        smallest = var.detach().min().item()
+        if not smallest >= 0:
+            raise ValueError(f"var must not be negative or NaN; got {smallest:.3g}")
+    return var.to(compute_dtype(input, var)).expand(wanted)
+
+
+class GaussianNLLLoss(_Criterion):
+    """Gaussian negative log-likelihood as a module, from variances.
+
+    It differs from `lmlosses.losses.gaussian_nll` as torch does: it takes variances instead of
+    their logarithms, raises those below ``eps`` to it (the gradient passes as if it had not), and
+    leaves out the constant of half log 2 pi unless ``full`` is set.
+
+    Args:
+        full: Whether to include the constant.
+        eps: Least variance.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        TypeError: If ``eps`` is not a number.
+        ValueError: If ``reduction`` is none of these or ``eps`` not positive.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import GaussianNLLLoss
+        >>> GaussianNLLLoss(full=True)(torch.zeros(2), torch.tensor([0.0, 1.0]), torch.ones(2))
+        tensor(1.1689)
+    """
+
+    def __init__(
+        self, *, full: bool = False, eps: float = 1e-6, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(None, None, reduction)
+        check_positive(eps=eps)
+        self.full = full
+        self.eps = eps
+
+    def forward(
+        self,
+        input: Float[Tensor, "*batch"],
+        target: Shaped[Tensor, "*batch"],
+        var: Float[Tensor, "..."] | float,
+    ) -> Float[Tensor, "..."]:
+        """Loss of means (``input``) and variances.
+
+        ``var`` has the shape of the input, or that shape with one axis of size 1, or without
+        its last axis, or is one number for all.
+        """
+        target = _checked_target(input, target)
+        var = _checked_variances(input, var).clone()
+        with torch.no_grad():
+            var.clamp_(min=self.eps)
+        losses = _gaussian_nll_of_variances(input, target, var)
+        return self._reduce(losses + 0.5 * math.log(2 * math.pi) if self.full else losses)
+
+
+class CrossEntropyLoss(_Criterion):
+    """Cross-entropy as a module, with the classes along axis 1 and an ignore index.
+
+    Args:
+        weight: Factor for each class. A mean over class indices divides by the weights of the
+            targets that count.
+        size_average: Refused; use ``reduction``.
+        ignore_index: Target index that does not count; class indices only.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        label_smoothing: Share of the target mass that is spread evenly over the classes whose
+            logit is not ``-inf``.
+
+    Raises:
+        TypeError: If ``weight`` is not floating point or ``label_smoothing`` not a number.
+        ValueError: If ``reduction`` is none of these or ``label_smoothing`` outside ``[0, 1]``.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import CrossEntropyLoss
+        >>> logits = torch.zeros(2, 4, 3)  # batch, classes, time
+        >>> CrossEntropyLoss()(logits, torch.tensor([[0, 1, -100], [-100, 2, 3]]))
+        tensor(1.3863)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Float[Tensor, " classes"] | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        if weight is not None:
+            check_floating(weight=weight)
+        check_in_unit_interval(open_right=False, label_smoothing=label_smoothing)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, input: Float[Tensor, "..."], target: Shaped[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Loss of logits (``input``) ``[classes]`` or ``[batch, classes, *axes]``.
+
+        ``target`` has that shape without the classes and holds indices, or has that very shape
+        and holds probabilities: its dtype decides.
+        """
+        check_floating(input=input)
+        check_tensor(target=target)
+        check_min_ndim("input", input, 1)
+        axis = 1 if input.ndim > 1 else 0
+        check_not_empty_axis("input", input, axis)
+        classes = input.shape[axis]
+        if self.weight is not None:
+            check_shape("weight", self.weight, (classes,), meaning="one entry per class")
+        if target.is_floating_point():
+            return self._of_probabilities(input, target, axis)
+
+        shape = (*input.shape[:axis], *input.shape[axis + 1 :])
+        check_shape("target", target, shape, meaning="the shape of input without its classes")
+        counted = target != self.ignore_index
+        target = target.masked_fill(~counted, 0)
+        check_indices("target", target, classes, of="the classes of input, or be ignore_index")
+        # an infinity in an ignored row would reach the gradient as 0 * inf
+        logps, weight = self._logps(input.masked_fill(~counted.unsqueeze(axis), 0.0), axis)
+        losses = _cross_entropy(logps, target, self.label_smoothing, weight)
+        if weight is None or self.reduction != "mean":
+            return self._reduce(losses, counted)
+        return weighted_mean(losses, weight[target.long()], counted)
+
+    def _of_probabilities(self, input: Tensor, target: Tensor, axis: int) -> Tensor:
+        check_same_shape("target", target, of="input", reference=input)
+        if self.ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index needs targets that are class indices; got ignore_index="
+                f"{self.ignore_index} with targets of {target.dtype}"
+            )
+        logps, weight = self._logps(input.to(compute_dtype(input, target)), axis)
+        target = target.movedim(axis, -1)
+        return self._reduce(_cross_entropy(logps, target, self.label_smoothing, weight))
+
+    def _logps(self, input: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities, normalized along torch's axis as torch does, and moved to the end."""
+        logps = input.to(compute_dtype(input)).log_softmax(dim=axis).movedim(axis, -1)
+        return logps, None if self.weight is None else self.weight.to(logps.dtype)
+
+
+class BCEWithLogitsLoss(_Criterion):
+    """Binary cross-entropy of logits as a module.
+
+    It keeps torch's order of operations, and with it torch's error of about one rounding step of
+    the logit for a confident no. `lmlosses.losses.binary_cross_entropy` is exact there.
+
+    Args:
+        weight: Factor on each loss; broadcasts to the input.
+        size_average: Refused; use ``reduction``.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        pos_weight: Factor on the positive term; broadcasts to the input.
+
+    Raises:
+        TypeError: If ``weight`` or ``pos_weight`` is not floating point.
+        ValueError: If ``reduction`` is none of these.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import BCEWithLogitsLoss
+        >>> BCEWithLogitsLoss()(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor(1.4100)
+    """
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "..."] | None = None,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: Reduction = "mean",
+        pos_weight: Float[Tensor, "..."] | None = None,
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        for name, values in {"weight": weight, "pos_weight": pos_weight}.items():
+            if values is not None:
+                check_floating(**{name: values})
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+
+    def forward(
+        self, input: Float[Tensor, "*batch"], target: Shaped[Tensor, "*batch"]
+    ) -> Float[Tensor, "..."]:
+        """Loss of logits (``input``) against probabilities of the same shape."""
+        target = _checked_target(input, target)
+        for name, values in {"weight": self.weight, "pos_weight": self.pos_weight}.items():
+            if values is not None:
+                _check_broadcasts(name, values, of="input", reference=input)
+        losses = _binary_cross_entropy_as_torch(input, target, self.pos_weight)
+        if self.weight is not None:
+            losses = losses * self.weight.to(losses.dtype)
+        return self._reduce(losses)
+
+
+class KLDivLoss(_Criterion):
+    """Kullback-Leibler divergence of a target from the model, entry by entry, as a module.
+
+    Like torch's it takes the model first and sums over nothing: ``reduction="mean"`` divides by
+    the number of entries, classes included, and only ``"batchmean"`` gives the divergence of
+    distributions ``[batch, classes]``. `lmlosses.losses.kl_divergence` sums over the classes.
+
+    Args:
+        size_average: Refused; use ``reduction``.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"``, ``"sum"``, or ``"batchmean"``, which is the sum
+            divided by the size of the first axis.
+        log_target: Whether the target holds log-probabilities.
+
+    Raises:
+        ValueError: If ``reduction`` is none of these.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import KLDivLoss
+        >>> model, target = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
+        >>> KLDivLoss(reduction="batchmean")(model.log(), target)
+        tensor(0.5108)
+    """
+
+    _reductions = ("none", "mean", "sum", "batchmean")
+
+    def __init__(
+        self,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: Literal["none", "mean", "sum", "batchmean"] = "mean",
+        log_target: bool = False,
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        self.log_target = log_target
+
+    def forward(
+        self, input: Float[Tensor, "*batch"], target: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "..."]:
+        """Terms of the divergence of ``target`` from log-probabilities (``input``)."""
+        check_floating(input=input, target=target)
+        check_same_shape("target", target, of="input", reference=input)
+        terms = _kl_log_terms(target, input) if self.log_target else _kl_terms(target, input)
+        if self.reduction == "batchmean":
+            return masked_sum(terms) / (max(input.shape[0], 1) if input.ndim > 0 else 1)
+        return self._reduce(terms)
+
+
+class MarginRankingLoss(_Criterion):
+    """Margin ranking as a module: `lmlosses.losses.margin_ranking`, then a reduction.
+
+    Args:
+        margin: The lead that is wanted, at least 0.
+        size_average: Refused; use ``reduction``.
+        reduce: Refused; use ``reduction``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Raises:
+        TypeError: If ``margin`` is not a number.
+        ValueError: If ``reduction`` is none of these or ``margin`` negative.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import MarginRankingLoss
+        >>> loss = MarginRankingLoss(margin=1.0)
+        >>> loss(torch.tensor([2.0, 2.0]), torch.tensor([1.5, 1.5]), torch.tensor([1.0, -1.0]))
+        tensor(1.)
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.0,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(size_average, reduce, reduction)
+        check_non_negative(margin=margin)
+        self.margin = margin
+
+    def forward(
+        self,
+        input1: Float[Tensor, "*batch"],
+        input2: Float[Tensor, "*batch"],
+        target: Shaped[Tensor, "*batch"],
+    ) -> Float[Tensor, "..."]:
+        """Loss of first and second scores; ``target`` is 1 where the first should lead, or -1."""
+        check_floating(input1=input1, input2=input2)
+        check_same_shape("input2", input2, of="input1", reference=input1)
+        check_tensor(target=target)
+        check_same_shape("target", target, of="input1", reference=input1)
+        if not target.is_floating_point():
+            target = target.to(compute_dtype(input1))
+        return self._reduce(margin_ranking(input1, input2, target, margin=self.margin))
