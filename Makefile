@@ -14,11 +14,13 @@ ifdef DEVICE
 export LMLOSSES_DEVICE := $(DEVICE)
 endif
 
+PYTEST := $(BIN)/python -m pytest -q -n 2
+
 BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md $(shell find book chapters lmlosses -type f \
 	-not -name '*.pyc' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null)
 SITE := _build/html/index.html
 
-.PHONY: help book test unit ledger-counts shapes nbval site notebooks serve bench lint env browser clean
+.PHONY: help book test unit shapes nbval notebooks serve bench lint env browser clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,17 +53,18 @@ test: $(VENV)/.test browser  ## set up everything and run the whole suite
 	@$(BIN)/python tools/ledger_counts.py
 
 unit: $(VENV)/.test  ## library, docstrings, ledger, pages, wheel and the built book
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(PYTEST) --dist worksteal
 
 # the annotations' shapes and dtypes are held to what they say; bad input would meet them first
 shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -p no:doctest -m "not bad_input" \
+	$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input" \
 		--jaxtyping-packages=lmlosses,tests.annotations.enforce \
-		tests --ignore=tests/book --ignore=tests/ledger
+		tests/losses tests/analysis tests/lab tests/optim $(wildcard tests/test_[mnr]*.py)
 
+# on a GPU the pages' own assertions count; the stored outputs were computed on a processor
 nbval: $(VENV)/.test  ## run every notebook and compare each cell's output with what is stored
-	$(BIN)/python -m pytest -q $(if $(filter cuda%,$(DEVICE)),--nbval-lax,--nbval) --nbval-current-env --nbval-cell-timeout=300 \
-		-n 2 --dist loadfile -p no:doctest -o filterwarnings= -o testpaths=chapters chapters
+	$(PYTEST) --dist loadfile -o addopts= -o filterwarnings= --nbval-current-env \
+		--nbval-cell-timeout=300 $(if $(filter cuda%,$(DEVICE)),--nbval-lax,--nbval) chapters
 
 notebooks: $(VENV)/.test  ## execute the pages whose text or library changed
 	$(BIN)/python tools/notebooks.py

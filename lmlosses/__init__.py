@@ -1,6 +1,31 @@
 """Losses, optimizers and schedules of language models, each equation checked."""
 
 from lmlosses.device import cpu_generator, default_device
+from lmlosses.losses import (
+    absolute_error,
+    binary_cross_entropy,
+    binary_focal,
+    brier,
+    cross_entropy,
+    entropy,
+    focal,
+    gaussian_nll,
+    half_squared_error,
+    hinge,
+    huber,
+    js_divergence,
+    kl_divergence,
+    laplace_nll,
+    listnet,
+    log_cosh,
+    margin_ranking,
+    multiclass_hinge,
+    pairwise_auc,
+    quantile_loss,
+    squared_error,
+    zero_one,
+)
+from lmlosses.normalizers import log_softmax, softmax, softmax_jacobian
 from lmlosses.reductions import (
     fixed_length_mean,
     masked_sum,
@@ -10,11 +35,36 @@ from lmlosses.reductions import (
 )
 
 __all__ = [
+    "absolute_error",
+    "binary_cross_entropy",
+    "binary_focal",
+    "brier",
     "cpu_generator",
+    "cross_entropy",
     "default_device",
+    "entropy",
     "fixed_length_mean",
+    "focal",
+    "gaussian_nll",
+    "half_squared_error",
+    "hinge",
+    "huber",
+    "js_divergence",
+    "kl_divergence",
+    "laplace_nll",
+    "listnet",
+    "log_cosh",
+    "log_softmax",
+    "margin_ranking",
     "masked_sum",
+    "multiclass_hinge",
+    "pairwise_auc",
+    "quantile_loss",
     "sequence_mean",
+    "softmax",
+    "softmax_jacobian",
+    "squared_error",
     "token_mean",
     "weighted_mean",
+    "zero_one",
 ]

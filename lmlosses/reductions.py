@@ -19,15 +19,15 @@ from lmlosses._checks import (
 )
 
 
-def _counted(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values in at least float32 with uncounted ones at zero, and the mask itself."""
+def _counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values in at least float32, with zero where they do not count."""
     check_floating(values=values)
+    values = values.to(compute_dtype(values))
     if mask is None:
-        mask = torch.ones_like(values, dtype=torch.bool)
+        return values
     check_bool(mask=mask)
     check_same_shape("mask", mask, of="values", reference=values)
-    values = values.to(compute_dtype(values))
-    return values.masked_fill(~mask, 0.0), mask
+    return values.masked_fill(~mask, 0.0)
 
 
 def masked_sum(
@@ -54,8 +54,7 @@ def masked_sum(
         >>> masked_sum(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
         tensor(4.)
     """
-    counted, _ = _counted(values, mask)
-    return counted.sum()
+    return _counted(values, mask).sum()
 
 
 def token_mean(
@@ -83,7 +82,9 @@ def token_mean(
         ...            torch.tensor([[True, True], [True, False]]))
         tensor(3.)
     """
-    counted, mask = _counted(values, mask)
+    counted = _counted(values, mask)
+    if mask is None:
+        return counted.sum() / max(counted.numel(), 1)
     return counted.sum() / mask.sum().clamp(min=1).to(counted.dtype)
 
 
@@ -119,8 +120,8 @@ def weighted_mean(
     """
     check_floating(weights=weights)
     check_same_shape("weights", weights, of="values", reference=values)
-    counted, mask = _counted(values, mask)
-    total = weights.to(counted.dtype).masked_fill(~mask, 0.0).sum()
+    counted = _counted(values, mask)
+    total = _counted(weights, mask).to(counted.dtype).sum()
     return counted.sum() / torch.where(total > 0, total, 1.0)
 
 
@@ -151,7 +152,9 @@ def sequence_mean(
         tensor(3.7500)
     """
     check_min_ndim("values", values, 1)
-    counted, mask = _counted(values, mask)
+    counted = _counted(values, mask)
+    if mask is None:
+        mask = torch.ones_like(values, dtype=torch.bool)
     lengths = mask.sum(dim=-1)
     means = counted.sum(dim=-1) / lengths.clamp(min=1).to(counted.dtype)
     return means.sum() / (lengths > 0).sum().clamp(min=1).to(counted.dtype)
@@ -192,6 +195,6 @@ def fixed_length_mean(
     """
     check_min_ndim("values", values, 1)
     check_positive(length=length)
-    counted, _ = _counted(values, mask)
+    counted = _counted(values, mask)
     sequences = max(counted.shape[:-1].numel(), 1)
     return counted.sum() / (sequences * length)

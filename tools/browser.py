@@ -13,7 +13,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 def find() -> str | None:
     """Path of an installed Chromium, or of the one that LMLOSSES_CHROMIUM names."""
-    return os.environ.get("LMLOSSES_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    installed = next(filter(None, map(shutil.which, NAMES)), None)
+    return os.environ.get("LMLOSSES_CHROMIUM") or installed
 
 
 def main() -> None:
@@ -29,8 +30,10 @@ def main() -> None:
             **quiet,
         )
     else:
-        print("No Chromium found: the browser tests will be skipped. Install the package "
-              "chromium, or set LMLOSSES_CHROMIUM to a browser's path.")
+        print(
+            "No Chromium found: the browser tests will be skipped. Install the package "
+            "chromium, or set LMLOSSES_CHROMIUM to a browser's path."
+        )
 
 
 if __name__ == "__main__":

@@ -110,7 +110,10 @@ def execute(text: Path) -> float:
     """Run a page from its text and store it with what was measured; seconds it took."""
     notebook = from_text(text)
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", record_timing=False,
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
         resources={"metadata": {"path": str(text.parent)}},
     )
     start = time.perf_counter()

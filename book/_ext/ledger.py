@@ -90,8 +90,10 @@ def badge(verdict: str) -> nodes.inline:
 
 def link(text: str, docname: str, anchor: str, here: str, app: Sphinx) -> nodes.reference:
     """An internal link to an anchor that this extension makes itself."""
-    uri = f"#{anchor}" if docname == here else (
-        app.builder.get_relative_uri(here, docname) + f"#{anchor}"
+    uri = (
+        f"#{anchor}"
+        if docname == here
+        else (app.builder.get_relative_uri(here, docname) + f"#{anchor}")
     )
     return nodes.reference("", text, internal=True, refuri=uri)
 
@@ -110,7 +112,7 @@ def card(entry: Entry, docname: str, app: Sphinx) -> nodes.container:
     return box
 
 
-def row(entry: Entry, docname: str, app: Sphinx, *, errata: bool) -> nodes.section | nodes.container:
+def row(entry: Entry, docname: str, app: Sphinx, *, errata: bool) -> nodes.container:
     """One entry in full."""
     box = nodes.container(classes=["ledger-entry", f"ledger-{entry.verdict}"])
     box["ids"].append(entry.anchor)
@@ -147,19 +149,6 @@ def row(entry: Entry, docname: str, app: Sphinx, *, errata: bool) -> nodes.secti
     return box
 
 
-FILTER = """<div class="ledger-filter" role="group" aria-label="Show entries by verdict">{buttons}
-<span class="ledger-count" role="status"></span></div>
-<script>addEventListener("DOMContentLoaded",()=>{{
-const buttons=[...document.querySelectorAll(".ledger-filter button")];
-const rows=[...document.querySelectorAll(".ledger-entry")];
-const count=document.querySelector(".ledger-count");
-const show=()=>{{const on=buttons.filter(b=>b.getAttribute("aria-pressed")==="true").map(b=>b.value);
-let shown=0;rows.forEach(r=>{{r.hidden=on.length>0&&!on.some(v=>r.classList.contains("ledger-"+v));
-if(!r.hidden)shown++}});count.textContent=shown+" of "+rows.length+" entries"}};
-buttons.forEach(b=>b.addEventListener("click",()=>{{
-b.setAttribute("aria-pressed",b.getAttribute("aria-pressed")!=="true");show()}}));show()}})</script>"""
-
-
 def filter_bar(entries: list[Entry]) -> nodes.raw:
     buttons = ""
     for verdict, shape in VERDICTS.items():
@@ -169,7 +158,12 @@ def filter_bar(entries: list[Entry]) -> nodes.raw:
                 f'<button type="button" class="verdict verdict-{verdict}" value="{verdict}" '
                 f'aria-pressed="false">{shape} {verdict} ({count})</button>'
             )
-    return nodes.raw("", FILTER.format(buttons=buttons), format="html")
+    return nodes.raw(
+        "",
+        '<div class="ledger-filter" role="group" aria-label="Show entries by verdict">'
+        f'{buttons}<span class="ledger-count" role="status"></span></div>',
+        format="html",
+    )
 
 
 class LedgerDirective(SphinxDirective):
@@ -198,7 +192,9 @@ class LedgerTable(LedgerDirective):
     errata = False
 
     def run(self) -> list[nodes.Node]:
-        entries = [e for e in self.entries().values() if not (self.errata and e.verdict == "holds")]
+        entries = list(self.entries().values())
+        if self.errata:
+            entries = [entry for entry in entries if entry.verdict != "holds"]
         found: list[nodes.Node] = [filter_bar(entries)]
         found.extend(
             row(entry, self.env.docname, self.env.app, errata=self.errata) for entry in entries
@@ -238,9 +234,7 @@ class EquationCards(SphinxTransform):
                 entry = by_anchor[label]
                 node["classes"].append(f"printed-{entry.verdict}")
                 parent = node.parent
-                parent.insert(
-                    parent.index(node) + 1, card(entry, self.env.docname, self.app)
-                )
+                parent.insert(parent.index(node) + 1, card(entry, self.env.docname, self.app))
 
 
 def verdict_role(name, rawtext, text, lineno, inliner, options=None, content=None):

@@ -25,7 +25,8 @@ WORDS_A_MINUTE = 200
 
 def minutes_to_read(notebook: dict) -> int:
     """Minutes for the prose of the page, code and mathematics not counted."""
-    prose = " ".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
+    texts = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    prose = " ".join("".join(text) for text in texts)
     prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|^[`:]{3}.*$", " ", prose, flags=re.S | re.M)
     return max(1, round(len(re.findall(r"[A-Za-z]{2,}", prose)) / WORDS_A_MINUTE))
 
@@ -58,7 +59,9 @@ class PageHead(SphinxDirective):
         )
         for label, suffix in (("notebook", ".ipynb"), ("text", ".md")):
             download = addnodes.download_reference(
-                "", label, reftarget="/" + self.env.docname + suffix,
+                "",
+                label,
+                reftarget="/" + self.env.docname + suffix,
                 refdoc=self.env.docname,
             )
             facts += download

@@ -6,8 +6,10 @@ bytes are compared by the tests, so what is drawn is computed in float64 and rou
 
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -23,7 +25,9 @@ INK = "#767676"
 COLORS = ("#0f7fc4", "#d0661f", "#14936b", "#b65aa3", "#8a7a1c", "#767676")
 """A palette that survives the common kinds of colour blindness, in order of use."""
 
-_STYLE = {
+_NO_METADATA: dict[str, Any] = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.grid": False,
     "axes.labelcolor": INK,
@@ -57,7 +61,8 @@ def use_style() -> None:
     except ImportError:  # outside a notebook there is no inline backend to tell
         return
     if "inline" in matplotlib.get_backend():
-        set_matplotlib_formats("svg", metadata={"Date": None}, transparent=True)
+        set_formats: Any = set_matplotlib_formats  # it has no annotations
+        set_formats("svg", metadata=_NO_METADATA, transparent=True)
 
 
 def rounded(values: Tensor | Sequence[float], digits: int = 3) -> np.ndarray:
@@ -73,12 +78,12 @@ def rounded(values: Tensor | Sequence[float], digits: int = 3) -> np.ndarray:
         >>> rounded(torch.tensor([0.12345, 2.0]))
         array([0.123, 2.   ])
     """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
-    return np.round(np.asarray(values, dtype=np.float64), digits) + 0.0  # no negative zero
+    numbers = values.detach().cpu() if isinstance(values, Tensor) else values
+    array = np.round(np.asarray(numbers, dtype=np.float64), digits)
+    return array + 0.0  # no negative zero
 
 
-def label_line(axes: Axes, x: float, y: float, text: str, color: str, **style: object) -> None:
+def label_line(axes: Axes, x: float, y: float, text: str, color: str, **style: Any) -> None:
     """Write a curve's name beside it, in its colour, instead of a legend.
 
     Args:
@@ -102,10 +107,13 @@ def svg(figure: Figure) -> str:
         The ``<svg>`` element.
     """
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(out, format="svg", metadata=_NO_METADATA, transparent=True)
     plt.close(figure)
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    # only ids that something points to: several figures may stand on one page
+    used = set(re.findall(r"#([\w-]+)", text))
+    return re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
 
 
 class Slider:
@@ -142,10 +150,11 @@ class Slider:
             raise ValueError(f"start must lie in [0, {len(values)}); got {start!r}")
         self.name, self.label, self.start = name, label, start
         self.values = [str(value) for value in values]
-        # one salt a frame: ids inside an SVG must be unique on the page that holds them all
+        # one salt a frame and no glyphs: ids must be unique on the page that holds all frames
         self.frames = []
         for position, value in enumerate(values):
-            with matplotlib.rc_context({"svg.hashsalt": f"{name}-{position}"}):
+            salt: dict[Any, Any] = {"svg.hashsalt": f"{name}-{position}", "svg.fonttype": "none"}
+            with matplotlib.rc_context(salt):
                 self.frames.append((describe(value), svg(draw(value))))
 
     def __repr__(self) -> str:

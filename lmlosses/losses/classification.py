@@ -84,30 +84,34 @@ def _is_target(targets: Tensor, classes: int) -> Tensor:
     return targets.unsqueeze(-1) == torch.arange(classes, device=targets.device)
 
 
-def _cross_entropy(
+def _soft_cross_entropy_terms(
     logps: Tensor, targets: Tensor, label_smoothing: float, weight: Tensor | None
 ) -> Tensor:
-    """Cross-entropy of log-probabilities, in the order of operations torch uses."""
-    if targets.is_floating_point():
-        allowed = logps != -math.inf
-        targets = targets.to(logps.dtype)
-        if label_smoothing > 0:
-            share = label_smoothing / allowed.sum(dim=-1, keepdim=True).to(logps.dtype)
-            targets = (1 - label_smoothing) * targets + share * allowed
-        # a forbidden class costs nothing unless the target gives it probability: 0 log 0 = 0
-        surprises = -logps.masked_fill((targets == 0) & ~allowed, 0.0) * targets
-        return (surprises if weight is None else surprises * weight).sum(dim=-1)
-
-    targets = targets.long()
-    loss = -logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    if weight is not None:
-        loss = loss * weight[targets]
+    """What each class adds to the cross-entropy with target probabilities."""
+    allowed = logps != -math.inf
+    targets = targets.to(logps.dtype)
     if label_smoothing > 0:
-        allowed = logps != -math.inf
-        rest = -logps.masked_fill(~allowed, 0.0)
-        rest = (rest if weight is None else rest * weight).sum(dim=-1)
-        loss = (1 - label_smoothing) * loss + rest * label_smoothing / allowed.sum(dim=-1)
-    return loss
+        share = label_smoothing / allowed.sum(dim=-1, keepdim=True).to(logps.dtype)
+        targets = (1 - label_smoothing) * targets + share * allowed
+    # a forbidden class costs nothing unless the target gives it probability: 0 log 0 = 0
+    terms = torch.where((targets == 0) & ~allowed, 0.0, -logps) * targets
+    return terms if weight is None else terms * weight
+
+
+def _index_cross_entropy_parts(
+    logps: Tensor, targets: Tensor, label_smoothing: float, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Surprise at the target class, and what the evenly spread share adds for each sample."""
+    targets = targets.long()
+    surprise = -logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    if weight is not None:
+        surprise = surprise * weight[targets]
+    if label_smoothing == 0:
+        return surprise, torch.zeros_like(surprise)
+    allowed = logps != -math.inf
+    spread = torch.where(allowed, -logps, 0.0)
+    spread = (spread if weight is None else spread * weight).sum(dim=-1)
+    return surprise, spread * (label_smoothing / allowed.sum(dim=-1).to(logps.dtype))
 
 
 def cross_entropy(
@@ -169,7 +173,11 @@ def cross_entropy(
     if weight is not None:
         _check_class_weight(weight, logits.shape[-1])
         weight = weight.to(dtype)
-    return _cross_entropy(logits.to(dtype).log_softmax(dim=-1), targets, label_smoothing, weight)
+    logps = logits.to(dtype).log_softmax(dim=-1)
+    if targets.is_floating_point():
+        return _soft_cross_entropy_terms(logps, targets, label_smoothing, weight).sum(dim=-1)
+    surprise, spread = _index_cross_entropy_parts(logps, targets, label_smoothing, weight)
+    return (1 - label_smoothing) * surprise + spread
 
 
 def binary_cross_entropy(

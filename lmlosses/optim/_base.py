@@ -54,7 +54,8 @@ class UpdateRule(torch.optim.Optimizer):
         assert grad is not None
         if grad.is_sparse or grad.is_complex():
             raise TypeError(
-                f"{type(self).__name__} takes dense real gradients; got {grad.layout}, {grad.dtype}"
+                f"{type(self).__name__} takes dense real gradients; "
+                f"got {grad.layout}, {grad.dtype}"
             )
         state = self.state[param]
         if not state:

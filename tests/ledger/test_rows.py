@@ -5,6 +5,7 @@ import importlib
 import re
 
 import pytest
+
 from tests.ledger.rows import ROOT, ROWS
 
 # the last equation of each section; definitions and theorems likewise
@@ -12,7 +13,7 @@ NUMBERED = {"4.3": {"eq": 36, "def": 3}}
 
 
 def resolve(name: str) -> object:
-    """The object that a dotted name means, imported from the longest module that it starts with."""
+    """The object that a dotted name means, found in the longest module that it starts with."""
     parts = name.split(".")
     for split in range(len(parts), 0, -1):
         try:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from tests.ledger.rows import ROWS
 from tests.ledger.test_rows import resolve
-from torch import Tensor
 
 BREAKS = {
     "negated": lambda tensor: -tensor,
