@@ -9,6 +9,7 @@ import tomllib
 import venv
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -84,15 +85,15 @@ def test_wheel_installed_into_an_empty_environment_imports_and_computes(tmp_path
 
 def test_install_line_of_a_page_suffices_beside_torch_numpy_and_matplotlib(tmp_path):
     page = (ROOT / "chapters" / "4-3" / "1-definitions.md").read_text()
-    line = re.search(r'%pip install -q "(lmlosses @ git\+)(\S+)"', page)
+    line = re.search(r'%pip install -q "(lmlosses @) git\+(\S+)"', page)
     address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     assert line and line[2] == address
     # the same line with this checkout in place of the address
     python = environment(tmp_path / "env", ["torch", "numpy", "matplotlib"])
-    here = f"{line[1]}{ROOT.as_uri()}"
+    here = f"{line[1]} {ROOT.as_uri()}"
     run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", here, cwd=tmp_path)
-    cells = re.findall(r"^```\{code-cell\} python\n(.*?)^```$", page, flags=re.S | re.M)
-    code = "\n".join(re.sub(r"^:tags:.*$|^---\n.*?^---$", "", c, flags=re.S | re.M) for c in cells)
+    cells = nbformat.read(ROOT / "chapters" / "4-3" / "1-definitions.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     code = re.sub(r"^(\s*)%pip.*$", r"\1raise", code, flags=re.M)
     (tmp_path / "page.py").write_text(code)
     run(python, "page.py", cwd=tmp_path)

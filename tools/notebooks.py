@@ -66,7 +66,7 @@ def _imports(source: str) -> set[str]:
 def library_of(notebook: NotebookNode) -> str:
     """Hash of every library file that the page's code reaches."""
     code = "\n".join(
-        re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.M)
+        re.sub(r"^([ \t]*)[%!].*$", r"\1pass", cell.source, flags=re.M)
         for cell in notebook.cells
         if cell.cell_type == "code"
     )
@@ -114,11 +114,18 @@ def execute(text: Path) -> float:
         timeout=300,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # one print is one output, however busy the machine
         resources={"metadata": {"path": str(text.parent)}},
     )
     start = time.perf_counter()
     client.execute()
     seconds = time.perf_counter() - start
+    for number, cell in enumerate(notebook.cells, start=1):
+        # a figure that cannot be shown stores an error and lets the run go on
+        expected = "raises-exception" in cell.metadata.get("tags", ())
+        errors = [output for output in cell.get("outputs", ()) if output.output_type == "error"]
+        if errors and not expected:
+            raise RuntimeError(f"{text}: cell {number} stored {errors}")
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": KERNEL,

@@ -26,8 +26,9 @@ WORDS_A_MINUTE = 200
 def minutes_to_read(notebook: dict) -> int:
     """Minutes for the prose of the page, code and mathematics not counted."""
     texts = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
-    prose = " ".join("".join(text) for text in texts)
-    prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|^[`:]{3}.*$", " ", prose, flags=re.S | re.M)
+    prose = "\n".join("".join(text) for text in texts)
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", " ", prose, flags=re.S)
+    prose = re.sub(r"^[`:]{3}.*$", " ", prose, flags=re.M)  # opening lines of directives
     return max(1, round(len(re.findall(r"[A-Za-z]{2,}", prose)) / WORDS_A_MINUTE))
 
 

@@ -62,7 +62,7 @@ def use_style() -> None:
         return
     if "inline" in matplotlib.get_backend():
         set_formats: Any = set_matplotlib_formats  # it has no annotations
-        set_formats("svg", metadata=_NO_METADATA, transparent=True)
+        set_formats("svg", metadata=_NO_METADATA)
 
 
 def rounded(values: Tensor | Sequence[float], digits: int = 3) -> np.ndarray:

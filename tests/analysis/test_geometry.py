@@ -1,5 +1,6 @@
 """Tests of lmlosses.analysis.geometry."""
 
+import inspect
 import math
 
 import pytest
@@ -234,6 +235,23 @@ def test_gaussian_fisher_information_is_the_curvature_of_the_divergence():
 
 
 # ---- all the matrices
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        gaussian_fisher_information,
+        natural_gradient_step,
+        sphere_gradient_step,
+        simplex_gradient_step,
+    ],
+)
+def test_settings_are_named(function):
+    for name, parameter in inspect.signature(function).parameters.items():
+        assert (name in ("variance", "lr", "damping")) == (
+            parameter.kind is parameter.KEYWORD_ONLY
+        )
+
 
 MATRICES = {
     "fisher_information": lambda model, params, targets: fisher_information(model, params),

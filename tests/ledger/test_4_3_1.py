@@ -4,7 +4,6 @@ Finite differences of plain Python functions are the independent side of most en
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,10 +26,6 @@ from lmlosses.losses import (
     squared_error,
 )
 from lmlosses.normalizers import softmax, softmax_jacobian
-
-with warnings.catch_warnings():  # torch loads its forward-mode rules with its own deprecated jit
-    warnings.simplefilter("ignore", DeprecationWarning)
-    hessian(torch.square)(torch.zeros(()))
 
 # three samples with two features, the rows of a design matrix
 INPUTS = [[1.0, 2.0], [0.0, 1.0], [-1.0, 1.0]]

@@ -1,4 +1,4 @@
-"""The entries of page 4.3.2: convexity, saturation, boundary behaviour."""
+"""The entries of page 4.3.2: convexity, saturation, behavior at the boundary."""
 
 import math
 

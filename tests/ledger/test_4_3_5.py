@@ -280,7 +280,8 @@ def test_claim_4_3_rotary_relative():
 
 def test_claim_4_3_rotary_linear_invariance():
     """Printed: a linear map changes nothing. It changes the scores, and after the rotation it
-    makes them depend on the place; only a map that commutes with the rotations does neither."""
+    makes them depend on the place. Orthogonal maps are harmless after it, and before it if they
+    commute with the rotations."""
     stretch, turn = matrix((1, 0), (0, 2)), matrix((0.6, -0.8), (0.8, 0.6))
     query, key = f64(1, 0).expand(7, 2), f64(0, 1).expand(7, 2)
     assert_close(rotary(query)[1], f64(math.cos(1), math.sin(1)))
@@ -297,6 +298,14 @@ def test_claim_4_3_rotary_linear_invariance():
     for at in ((1, 3), (4, 6)):
         assert abs(score(rotary(query) @ turn.T, rotary(key) @ turn.T, at) - plain) < 1e-12
         assert abs(score(rotary(query @ turn.T), rotary(key @ turn.T), at) - plain) < 1e-12
+    # exchanging two planes is orthogonal and does not commute; by hand, two turns of 2 and 0.02
+    pair, other = f64(1, 0, 1, 0).expand(7, 4), f64(1, 0, 0, 1).expand(7, 4)
+    exchange = torch.eye(4, dtype=torch.float64)[[2, 3, 0, 1]]
+    for at in ((1, 3), (4, 6)):
+        later = score(rotary(pair) @ exchange, rotary(other) @ exchange, at)
+        assert abs(later - (math.cos(2.0) - math.sin(0.02))) < 1e-12
+        sooner = score(rotary(pair @ exchange), rotary(other @ exchange), at)
+        assert abs(sooner - (math.cos(0.02) - math.sin(2.0))) < 1e-12
 
 
 def test_claim_4_3_summary_gradients():

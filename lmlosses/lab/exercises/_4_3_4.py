@@ -20,7 +20,8 @@ def _share(first: Tensor, second: Tensor) -> Tensor:
 
 def _unclamped(first: Tensor, second: Tensor) -> Tensor:
     gap = second - first
-    return second @ gap / (gap @ gap)
+    lowest: Tensor = second @ gap / (gap @ gap)
+    return lowest
 
 
 def _by_length(first: Tensor, second: Tensor) -> Tensor:
