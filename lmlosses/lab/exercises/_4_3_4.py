@@ -20,12 +20,12 @@ def _share(first: Tensor, second: Tensor) -> Tensor:
 
 def _unclamped(first: Tensor, second: Tensor) -> Tensor:
     gap = second - first
-    lowest: Tensor = second @ gap / (gap @ gap)
-    return lowest
+    return second @ gap / (gap @ gap)
 
 
 def _by_length(first: Tensor, second: Tensor) -> Tensor:
-    return second.norm() / (first.norm() + second.norm())
+    first_length, second_length = first.square().sum().sqrt(), second.square().sum().sqrt()
+    return second_length / (first_length + second_length)
 
 
 EXERCISES: dict[str, Exercise] = {
