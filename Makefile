@@ -48,17 +48,17 @@ $(SITE): $(VENV)/.book $(BOOK_SOURCES) tools/build_book.py
 
 test: $(VENV)/.test browser  ## set up everything and run the whole suite
 	$(BIN)/python tools/notebooks.py --check
-	$(MAKE) --no-print-directory $(SITE)
 	$(MAKE) --no-print-directory unit shapes nbval
 	@$(BIN)/python tools/ledger_counts.py
 
-unit: $(VENV)/.test  ## library, docstrings, ledger, pages, wheel and the built book
+unit: $(VENV)/.test $(SITE)  ## library, docstrings, ledger, pages, wheel and the built book
 	$(PYTEST) --dist worksteal
 
 # the annotations' shapes and dtypes are held to what they say; bad input would meet them first
 shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
-	$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input" \
-		--jaxtyping-packages=lmlosses,tests.annotations.enforce \
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tools \
+		$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input" \
+		--jaxtyping-packages=lmlosses,annotations.enforce \
 		tests/losses tests/analysis tests/lab tests/optim $(wildcard tests/test_[mnr]*.py)
 
 # on a GPU the pages' own assertions count; the stored outputs were computed on a processor

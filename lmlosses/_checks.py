@@ -7,7 +7,7 @@ devices only when ``LMLOSSES_DEBUG=1`` is set, so that no call waits for a GPU.
 
 import math
 import os
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -82,9 +82,7 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], *, meaning: s
 def check_min_ndim(name: str, tensor: Tensor, ndim: int) -> None:
     """Require at least ``ndim`` axes."""
     if tensor.ndim < ndim:
-        raise ValueError(
-            f"{name} must have at least {ndim} axes; got shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name} must have at least {ndim} axes; got shape {tuple(tensor.shape)}")
 
 
 def check_ndim(name: str, tensor: Tensor, ndim: int) -> None:
@@ -126,6 +124,13 @@ def check_non_negative(**numbers: float) -> None:
             raise ValueError(f"{name} must not be negative; got {value!r}")
 
 
+def check_whole(**numbers: int) -> None:
+    """Require whole numbers; 2.0 is none, since nothing was counted."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number; got {_describe(value)}")
+
+
 def check_in_unit_interval(*, open_right: bool = True, **numbers: float) -> None:
     """Require numbers in [0, 1), or in [0, 1] when ``open_right`` is false."""
     interval = "[0, 1)" if open_right else "[0, 1]"
@@ -165,9 +170,7 @@ def check_indices(name: str, indices: Tensor, size: int, *, of: str) -> None:
         return
     low, high = (int(bound) for bound in indices.aminmax())
     if low < 0 or high >= size:
-        raise ValueError(
-            f"{name} must lie in [0, {size}), {of}; got values from {low} to {high}"
-        )
+        raise ValueError(f"{name} must lie in [0, {size}), {of}; got values from {low} to {high}")
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:
@@ -185,9 +188,7 @@ def check_probabilities(name: str, probabilities: Tensor) -> None:
     slack = 8 * torch.finfo(values.dtype).eps * max(values.shape[-1], 1) ** 0.5
     worst = totals.reshape(-1)[(totals - 1).abs().argmax()].item()
     if not abs(worst - 1) <= slack:
-        raise ValueError(
-            f"{name} must sum to 1 along the last axis; got a sum of {worst:.6g}"
-        )
+        raise ValueError(f"{name} must sum to 1 along the last axis; got a sum of {worst:.6g}")
 
 
 def check_log_probabilities(name: str, logps: Tensor) -> None:

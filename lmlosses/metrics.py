@@ -20,6 +20,7 @@ from lmlosses._checks import (
     check_probabilities,
     check_same_shape,
     check_tensor,
+    check_whole,
     compute_dtype,
     reads_values,
 )
@@ -190,6 +191,7 @@ def reliability_curve(
     check_probabilities("probabilities", probabilities)
     check_leading_shape("targets", targets, of="probabilities", reference=probabilities)
     check_indices("targets", targets, probabilities.shape[-1], of="the number of classes")
+    check_whole(bins=bins)
     check_positive(bins=bins)
 
     confidence, prediction = probabilities.to(compute_dtype(probabilities)).max(dim=-1)

@@ -16,6 +16,7 @@ from lmlosses._checks import (
     check_positive,
     check_same_shape,
     check_shape,
+    check_whole,
     compute_dtype,
     reads_values,
 )
@@ -262,6 +263,7 @@ def mgda(gradients: Float[Tensor, "tasks dim"], *, steps: int = 250) -> Float[Te
         (2018), arXiv:1810.04650, algorithm 2; pairwise steps: Lacoste-Julien and Jaggi (2015),
         arXiv:1511.05932, algorithm 2.
     """
+    check_whole(steps=steps)
     check_positive(steps=steps)
     rows = _check_gradients(gradients).detach()
     rows = _divide_or_zero(rows, rows.abs().max())  # the weights do not depend on the scale

@@ -15,6 +15,7 @@ from lmlosses._checks import (
     check_min_ndim,
     check_positive,
     check_same_shape,
+    check_whole,
     compute_dtype,
 )
 
@@ -194,6 +195,7 @@ def fixed_length_mean(
         Liu et al. (2025), Understanding R1-Zero-Like Training, arXiv:2503.20783.
     """
     check_min_ndim("values", values, 1)
+    check_whole(length=length)
     check_positive(length=length)
     counted = _counted(values, mask)
     sequences = max(counted.shape[:-1].numel(), 1)

@@ -26,9 +26,13 @@ from lmlosses._checks import (
     check_same_shape,
     check_shape,
     check_tensor,
+    check_whole,
     compute_dtype,
     reads_values,
 )
+from lmlosses.metrics import expected_calibration_error
+from lmlosses.multitask import mgda
+from lmlosses.reductions import fixed_length_mean
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -410,3 +414,28 @@ def test_checking_leaves_no_trace_in_the_graph():
 )
 def test_halves_are_computed_in_single_and_double_stays_double(dtypes, expected):
     assert compute_dtype(*(torch.zeros(1, dtype=dtype) for dtype in dtypes)) == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("value", "shown"), [(2.5, "float 2.5"), (True, "bool True")])
+def test_what_counts_must_be_a_whole_number(value, shown):
+    with pytest.raises(TypeError, match=f"steps must be a whole number; got {shown}"):
+        check_whole(steps=value)
+
+
+def test_whole_numbers_of_any_library_pass():
+    check_whole(steps=3, bins=np.int64(4))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fixed_length_mean(torch.zeros(1, 1), length=1.5),
+        lambda: expected_calibration_error(torch.ones(1, 1), torch.tensor([0]), bins=1.5),
+        lambda: mgda(torch.ones(1, 1), steps=1.5),
+    ],
+)
+def test_lengths_bins_and_steps_are_counted(call):
+    with pytest.raises(TypeError, match="must be a whole number; got float 1.5"):
+        call()

@@ -298,5 +298,5 @@ def test_refuses_a_length_that_is_not_positive():
     for length in (0, -3):
         with pytest.raises(ValueError, match=f"^length must be positive; got {length}$"):
             fixed_length_mean(torch.zeros(2, 3), length=length)
-    with pytest.raises(TypeError, match="^length must be a real number; got NoneType None$"):
+    with pytest.raises(TypeError, match="^length must be a whole number; got NoneType None$"):
         fixed_length_mean(torch.zeros(2, 3), length=None)

@@ -253,5 +253,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("errata", Errata)
     app.add_directive("page-ledger", PageLedger)
     app.add_role("verdict", verdict_role)
+    app.add_js_file("ledger.js")
     app.add_transform(EquationCards)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,6 +18,7 @@ from docutils.parsers.rst import directives
 from ledger import inline
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 WORDS_A_MINUTE = 200
@@ -81,6 +82,18 @@ class PageHead(SphinxDirective):
         )
 
 
+class UniqueIds(SphinxTransform):
+    """Count the ids that sphinx-exercise gives to the content of every exercise alike."""
+
+    default_priority = 880
+
+    def apply(self, **kwargs: object) -> None:
+        for number, node in enumerate(self.document.findall(nodes.section), start=1):
+            if node["ids"] in (["exercise-content"], ["solution-content"]):
+                node["ids"] = [f"{node['ids'][0]}-{number}"]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("page-head", PageHead)
+    app.add_transform(UniqueIds)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """Small synthetic data whose truth is known.
 
-Everything is drawn on the CPU with the caller's generator, in float32, so that a page sees the
-same numbers on every device: draw, then move.
+Everything is drawn on the CPU with the caller's generator, in torch's default dtype, so that a
+page sees the same numbers on every device: draw, then move.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from lmlosses._checks import (
     check_non_negative,
     check_not_empty_axis,
     check_shape,
+    check_whole,
 )
 
 
@@ -70,7 +71,7 @@ def gaussian_blobs(
         generator: Source of the noise, on the CPU.
 
     Returns:
-        ``inputs`` in float32 and ``targets``, on the CPU.
+        ``inputs`` in torch's default dtype and ``targets``, on the CPU.
 
     Raises:
         TypeError: If ``centers`` is not floating point, or a setting not a number.
@@ -86,6 +87,7 @@ def gaussian_blobs(
         >>> inputs.shape, targets
         (torch.Size([5, 2]), tensor([0, 1, 0, 1, 0]))
     """
+    check_whole(count=count)
     check_non_negative(count=count)
     _check_centers(centers)
     return _blobs(torch.arange(count) % len(centers), centers, scale, generator)
@@ -112,7 +114,7 @@ def imbalanced_blobs(
         generator: Source of the noise, on the CPU.
 
     Returns:
-        ``inputs`` in float32 and ``targets``, on the CPU.
+        ``inputs`` in torch's default dtype and ``targets``, on the CPU.
 
     Raises:
         TypeError: If ``centers`` is not floating point, or a setting not a number.
@@ -130,6 +132,7 @@ def imbalanced_blobs(
     """
     _check_centers(centers)
     for count in counts:
+        check_whole(counts=count)
         check_non_negative(counts=count)
     if len(counts) != len(centers):
         raise ValueError(
@@ -152,7 +155,7 @@ def gaussian_noise(
         generator: Source of the noise, on the CPU.
 
     Returns:
-        The draws, in float32, on the CPU.
+        The draws, in torch's default dtype, on the CPU.
 
     Raises:
         TypeError: If a setting is not a number.
@@ -164,6 +167,7 @@ def gaussian_noise(
         >>> gaussian_noise(3, scale=0.1, generator=cpu_generator(0)).shape
         torch.Size([3])
     """
+    check_whole(count=count)
     check_non_negative(count=count, scale=scale)
     return scale * torch.randn(count, generator=generator)
 
@@ -183,7 +187,7 @@ def laplace_noise(
         generator: Source of the noise, on the CPU.
 
     Returns:
-        The draws, in float32, on the CPU.
+        The draws, in torch's default dtype, on the CPU.
 
     Raises:
         TypeError: If a setting is not a number.
@@ -195,6 +199,7 @@ def laplace_noise(
         >>> laplace_noise(3, scale=0.1, generator=cpu_generator(0)).shape
         torch.Size([3])
     """
+    check_whole(count=count)
     check_non_negative(count=count, scale=scale)
     # the difference of two exponential draws is Laplace, and never infinite
     exponential = torch.empty(2, count).exponential_(generator=generator)
@@ -229,6 +234,7 @@ def noisy_line(
         >>> noisy_line(3, slope=2.0, intercept=1.0, noise=torch.tensor([0.0, 0.5, 0.0]))
         Line(inputs=tensor([-1.,  0.,  1.]), targets=tensor([-1.0000,  1.5000,  3.0000]))
     """
+    check_whole(count=count)
     check_non_negative(count=count)
     check_floating(noise=noise)
     check_shape("noise", noise, (count,), meaning="one entry per sample")

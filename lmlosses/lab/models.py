@@ -19,6 +19,7 @@ from lmlosses._checks import (
     check_not_empty_axis,
     check_positive,
     check_shape,
+    check_whole,
     compute_dtype,
 )
 from lmlosses.normalizers import softmax
@@ -114,6 +115,7 @@ def _check_attention_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 def _angles(positions: Float[Tensor, "time"], dim: int, base: float) -> Float[Tensor, "time half"]:
     """Position times frequency, in radians, in float64: late positions turn many times."""
+    check_whole(dim=dim)
     check_positive(dim=dim, base=base)
     if dim % 2:
         raise ValueError(f"dim must be even, since coordinates come in pairs; got {dim}")
@@ -155,6 +157,7 @@ def sinusoidal_positions(
     References:
         Vaswani et al. (2017), arXiv:1706.03762, section 3.5.
     """
+    check_whole(length=length)
     check_non_negative(length=length)
     positions = torch.arange(length, dtype=torch.float64, device=device)
     angles = _angles(positions, dim, base)
@@ -196,6 +199,7 @@ class LearnedPositions(nn.Module):
         std: float = 0.02,
         generator: torch.Generator | None = None,
     ) -> None:
+        check_whole(length=length, dim=dim)
         check_positive(length=length, dim=dim)
         check_non_negative(std=std)
         super().__init__()
@@ -207,6 +211,7 @@ class LearnedPositions(nn.Module):
         Raises:
             ValueError: If the table is shorter.
         """
+        check_whole(time=time)
         check_non_negative(time=time)
         if time > len(self.table):
             raise ValueError(f"time must be at most {len(self.table)}, the table; got {time}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lmlosses._checks import check_floating, check_ndim, check_non_negative
+from lmlosses._checks import check_floating, check_ndim, check_non_negative, check_whole
 from lmlosses.analysis.geometry import Classifier, fisher_information, natural_gradient_step
 from lmlosses.losses.classification import cross_entropy
 from lmlosses.reductions import token_mean
@@ -62,6 +62,7 @@ def gradient_descent(
                 [1.]])
     """
     check_floating(start=start)
+    check_whole(steps=steps)
     check_non_negative(lr=lr, steps=steps)
     path = [start.detach()]
     for _ in range(steps):
@@ -116,6 +117,7 @@ def natural_gradient_descent(
         tensor([0.7500])
     """
     check_floating(start=start)
+    check_whole(steps=steps)
     check_non_negative(lr=lr, steps=steps)
 
     def loss(point: Tensor) -> Tensor:

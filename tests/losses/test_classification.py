@@ -641,6 +641,13 @@ def test_refuses_target_probabilities_of_another_shape(loss, first, shape):
     )
 
 
+@pytest.mark.bad_input
+@of_either
+def test_refuses_scores_without_a_class_with_target_probabilities(loss, first):
+    with pytest.raises(ValueError, match=f"{first} must have at least one entry along axis -1"):
+        loss(torch.zeros(2, 0), torch.zeros(2, 0))
+
+
 @of_either
 def test_refuses_target_probabilities_that_are_no_distribution(loss, first):
     with pytest.raises(

@@ -151,6 +151,11 @@ def test_padding_a_list_with_minus_infinity_changes_nothing():
         assert gradient.isfinite().all() and (gradient[:, 4:] == 0).all()
 
 
+def test_an_item_that_is_worth_something_and_cannot_come_first_costs_infinitely_much():
+    scores = torch.tensor([0.0, -math.inf])
+    assert listnet(scores, torch.zeros(2)).item() == math.inf
+
+
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
 def test_extreme_scores_have_finite_losses_and_gradients(extreme):
     for loss in (
