@@ -1,4 +1,4 @@
-"""One look for all figures: colours, lines, and figures that move without a kernel.
+"""One look for all figures: colors, lines, and figures that move without a kernel.
 
 Figures are SVG on a transparent ground, in inks that read on white and on near-black. Their
 bytes are compared by the tests, so what is drawn is computed in float64 and rounded (`rounded`).
@@ -23,7 +23,7 @@ INK = "#767676"
 """Axes and words: contrast above 4:1 on both grounds."""
 
 COLORS = ("#0f7fc4", "#d0661f", "#14936b", "#b65aa3", "#8a7a1c", "#767676")
-"""A palette that survives the common kinds of colour blindness, in order of use."""
+"""A palette that survives the common kinds of color blindness, in order of use."""
 
 _NO_METADATA: dict[str, Any] = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
@@ -84,14 +84,14 @@ def rounded(values: Tensor | Sequence[float], digits: int = 3) -> np.ndarray:
 
 
 def label_line(axes: Axes, x: float, y: float, text: str, color: str, **style: Any) -> None:
-    """Write a curve's name beside it, in its colour, instead of a legend.
+    """Write a curve's name beside it, in its color, instead of a legend.
 
     Args:
         axes: Where to write.
         x: Position of the label's left end, in data coordinates.
         y: Height of its middle, in data coordinates.
         text: The curve's name.
-        color: The curve's colour.
+        color: The curve's color.
         **style: Passed on to matplotlib's text.
     """
     axes.text(x, y, text, color=color, va="center", **style)
