@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -76,3 +77,34 @@ def test_example_of_the_readme_prints_what_it_says():
 def test_example_of_the_front_page_runs():
     text = (ROOT / "book" / "index.md").read_text()
     exec(re.search(r"\{code-block\} python\n(.*?)```", text, flags=re.S)[1], {})
+
+
+# which of the library's own modules a module may import; what is not listed may import none
+MAY_IMPORT = {
+    "lmlosses.normalizers": {"_checks"},
+    "lmlosses.reductions": {"_checks"},
+    "lmlosses.losses": {"_checks", "normalizers", "losses"},
+    "lmlosses.metrics": {"_checks", "reductions"},
+    "lmlosses.multitask": {"_checks"},
+    "lmlosses.analysis": {"_checks", "analysis"},
+    "lmlosses.optim": {"_checks", "optim"},
+    "lmlosses.nn": {"_checks", "losses", "reductions"},
+    "lmlosses": {"device", "losses", "normalizers", "reductions"},
+}
+
+
+def test_imports_point_one_way_and_only_plotting_knows_matplotlib():
+    for path in sorted((ROOT / "lmlosses").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name.startswith("lmlosses.lab"):
+            allowed = {"_checks", "device", "losses", "normalizers", "reductions", "metrics"}
+            allowed |= {"multitask", "analysis", "optim", "lab"}
+        else:
+            allowed = MAY_IMPORT.get(".".join(name.split(".")[:2]), set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lmlosses."):
+                assert node.module.split(".")[1] in allowed, f"{name} imports {node.module}"
+            modules = [alias.name for alias in getattr(node, "names", [])]
+            modules.append(getattr(node, "module", None) or "")
+            if any(module.startswith("matplotlib") for module in modules):
+                assert name == "lmlosses.lab.plotting", f"{name} imports matplotlib"

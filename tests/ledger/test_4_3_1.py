@@ -217,6 +217,19 @@ def test_eq_4_3_3():
     assert abs(smoothed.item() + math.log(0.8)) > 0.1
 
 
+def test_claim_4_3_acts_on_a_distribution():
+    """How the wrong classes share the rest: invisible to a hard target, not to a soft one."""
+    logps = t([[0.6, 0.3, 0.1], [0.6, 0.2, 0.2]]).log()
+    hard = cross_entropy(logps, torch.tensor([0, 0]))
+    assert close(hard, [-math.log(0.6)] * 2)
+    soft = cross_entropy(logps, t([[0.8, 0.1, 0.1]] * 2))
+    by_hand = [
+        -0.8 * math.log(0.6) - 0.1 * math.log(0.3) - 0.1 * math.log(0.1),
+        -0.8 * math.log(0.6) - 0.2 * math.log(0.2),
+    ]
+    assert close(soft, by_hand) and by_hand[0] - by_hand[1] > 0.02
+
+
 def test_claim_4_3_cross_entropy_contains_softmax():
     scores = t([2.0, 2.0])
     from_logits = cross_entropy(scores, torch.tensor(0))
