@@ -47,7 +47,6 @@ $(SITE): $(VENV)/.book $(BOOK_SOURCES) tools/build_book.py
 	$(BIN)/python tools/build_book.py
 
 test: $(VENV)/.test browser  ## set up everything and run the whole suite
-	$(BIN)/python tools/notebooks.py --check
 	$(MAKE) --no-print-directory unit shapes nbval
 	@$(BIN)/python tools/ledger_counts.py
 

@@ -1,6 +1,7 @@
 """The built book in a real browser: it typesets, fits, answers and is accessible, offline."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ pytestmark = [pytest.mark.site, pytest.mark.browser]
 
 AXE = ROOT / "tests" / "vendor" / "axe.min.js"
 FLAGS = ["--disable-gpu", "--disable-quic", "--disable-background-networking"]
-# one page of each template, for the slow accessibility check
+# one page of each template; the accessibility check is slow
 TEMPLATES = (
     "book/index",
     "book/ledger",
@@ -32,6 +33,14 @@ CONTENT = [
     for folder in ("book", "chapters")
     for path in sorted((SITE / folder).rglob("*.html"))
 ]
+
+
+def changed() -> set[str]:
+    """Pages whose source is not that of the commit before last; none where git cannot tell."""
+    command = ["git", "diff", "--name-only", "HEAD~1", "--", "book", "chapters"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    sources = done.stdout.split() if done.returncode == 0 else []
+    return {source.rpartition(".")[0] for source in sources} & set(CONTENT)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,7 @@ def test_page_typesets_fits_a_phone_and_asks_for_nothing_outside(browser, name):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", sorted({*TEMPLATES, *changed()}))
 def test_axe_finds_no_serious_violation_but_the_themes_own(browser, name, scheme):
     page = opened(browser, name, scheme=scheme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
