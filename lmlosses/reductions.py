@@ -103,7 +103,7 @@ def weighted_mean(
 
     Args:
         values: Weighted losses, one per token or sample.
-        weights: The weight that each value carries; not negative.
+        weights: The weight that each value carries.
         mask: True where a value counts; everything counts without it.
 
     Returns:
@@ -123,7 +123,8 @@ def weighted_mean(
     check_same_shape("weights", weights, of="values", reference=values)
     counted = _counted(values, mask)
     total = _counted(weights, mask).to(counted.dtype).sum()
-    return counted.sum() / torch.where(total > 0, total, 1.0)
+    nothing = total == 0
+    return (counted.sum() / total.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
 
 
 def sequence_mean(

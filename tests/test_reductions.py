@@ -300,3 +300,17 @@ def test_refuses_a_length_that_is_not_positive():
             fixed_length_mean(torch.zeros(2, 3), length=length)
     with pytest.raises(TypeError, match="^length must be a whole number; got NoneType None$"):
         fixed_length_mean(torch.zeros(2, 3), length=None)
+
+
+def test_weights_that_sum_to_zero_give_zero_whatever_the_values():
+    # smoothing leaves a loss on a sample whose own class has weight 0
+    values = torch.tensor([0.3, 0.7], requires_grad=True)
+    mean = weighted_mean(values, torch.zeros(2))
+    mean.backward()
+    assert mean.item() == 0.0
+    assert torch.equal(values.grad, torch.zeros(2))
+
+
+def test_weights_of_any_sign_are_divided_by_their_sum():
+    mean = weighted_mean(torch.tensor([3.0, -1.0]), torch.tensor([-3.0, 1.0]))
+    torch.testing.assert_close(mean, torch.tensor(-1.0))
