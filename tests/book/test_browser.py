@@ -21,13 +21,12 @@ TEMPLATES = (
     "book/bibliography",
     "chapters/4-3/1-definitions",
 )
-# the theme's own, on every page: names of its search and menu buttons, its logo outside of a
-# landmark, the docutils roles of a bibliography
-THEMES_OWN = {
-    "label-content-name-mismatch", "region", "aria-required-children", "doc-biblioentry",
-    "landmark-unique", "landmark-no-duplicate-banner", "landmark-banner-is-top-level",
-    "scrollable-region-focusable",
-}  # fmt: skip
+# what the toolchain's own elements do, each by rule and by what marks the element: labels of the
+# theme's buttons and of folded cells that differ from their text, the roles of a bibliography
+TOOLCHAINS_OWN = {
+    "label-content-name-mismatch": ("pst-js-only", '<summary aria-label="Toggle hidden content">'),
+    "aria-required-children": ('<div role="list" class="citation-list">',),
+}
 CONTENT = [
     path.relative_to(SITE).with_suffix("").as_posix()
     for folder in ("book", "chapters")
@@ -94,14 +93,20 @@ def test_page_typesets_fits_a_phone_and_asks_for_nothing_outside(browser, name):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", sorted({*TEMPLATES, *changed()}))
-def test_axe_finds_no_serious_violation_but_the_themes_own(browser, name, scheme):
+def test_axe_finds_no_serious_violation_but_the_toolchains_own(browser, name, scheme):
     page = opened(browser, name, scheme=scheme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate(
         "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})"
-        ".then(r => r.violations.map(v => [v.id, v.impact, v.nodes.slice(0, 3).map(n => n.html)]))"
+        ".then(r => r.violations.map(v => [v.id, v.impact, v.nodes.map(n => n.html)]))"
     )
-    ours = [v for v in found if v[0] not in THEMES_OWN and v[1] in ("serious", "critical")]
+    ours = [
+        (rule, html[:200])
+        for rule, impact, elements in found
+        if impact in ("serious", "critical")
+        for html in elements
+        if not any(mark in html for mark in TOOLCHAINS_OWN.get(rule, ()))
+    ]
     assert ours == []
     page.context.close()
 
