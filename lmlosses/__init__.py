@@ -16,6 +16,7 @@ from lmlosses.losses import (
     js_divergence,
     kl_divergence,
     laplace_nll,
+    linear_cross_entropy,
     listnet,
     log_cosh,
     margin_ranking,
@@ -23,8 +24,10 @@ from lmlosses.losses import (
     pairwise_auc,
     quantile_loss,
     squared_error,
+    token_cross_entropy,
     zero_one,
 )
+from lmlosses.logprobs import TokenStats, linear_token_stats, token_stats
 from lmlosses.normalizers import log_softmax, softmax, softmax_jacobian
 from lmlosses.reductions import (
     fixed_length_mean,
@@ -35,6 +38,7 @@ from lmlosses.reductions import (
 )
 
 __all__ = [
+    "TokenStats",
     "absolute_error",
     "binary_cross_entropy",
     "binary_focal",
@@ -52,6 +56,8 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "laplace_nll",
+    "linear_cross_entropy",
+    "linear_token_stats",
     "listnet",
     "log_cosh",
     "log_softmax",
@@ -64,7 +70,9 @@ __all__ = [
     "softmax",
     "softmax_jacobian",
     "squared_error",
+    "token_cross_entropy",
     "token_mean",
+    "token_stats",
     "weighted_mean",
     "zero_one",
 ]

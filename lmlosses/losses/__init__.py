@@ -11,6 +11,7 @@ from lmlosses.losses.classification import (
     zero_one,
 )
 from lmlosses.losses.divergence import entropy, js_divergence, kl_divergence
+from lmlosses.losses.language import linear_cross_entropy, token_cross_entropy
 from lmlosses.losses.ranking import listnet, margin_ranking, pairwise_auc
 from lmlosses.losses.regression import (
     absolute_error,
@@ -38,6 +39,7 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "laplace_nll",
+    "linear_cross_entropy",
     "listnet",
     "log_cosh",
     "margin_ranking",
@@ -45,5 +47,6 @@ __all__ = [
     "pairwise_auc",
     "quantile_loss",
     "squared_error",
+    "token_cross_entropy",
     "zero_one",
 ]

@@ -1,0 +1,306 @@
+"""A scalar loss of token statistics, with its gradient formed on the way forward.
+
+The backward pass of `linear_token_stats` forms every tile of logits a second time, because only
+then does it know the upstream gradients. A scalar loss knows them as soon as a token's row is
+complete. So the exponentials of a row block are kept until its normalizer is known and then turned
+into the gradient, which saves one of four products. They are kept in the memory of the weight's
+gradient where it has room (no more tokens than dimensions), else in the workspace, for as many
+tokens at a time as fit. Where neither is worth it, tiles are formed twice after all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlosses._checks import compute_dtype
+from lmlosses.logprobs import chunked
+from lmlosses.logprobs._autograd import no_second_derivative, without_autocast
+from lmlosses.logprobs.chunked import Arithmetic, Block, Buffer, LinearTiles, Upstream, Wanted
+from lmlosses.logprobs.statistics import Scaling, TokenStats
+from lmlosses.logprobs.tokens import (
+    Implementation,
+    arithmetic_of,
+    as_autocast,
+    check_linear,
+    check_workspace,
+    checked_class_weight,
+    checked_scaling,
+    checked_targets,
+    chosen,
+    linear_token_stats,
+    select_counted,
+)
+
+# what a loss adds for some of the tokens
+LossOf = Callable[[TokenStats, slice], Tensor]
+
+# With fewer rows than this, reading the weight and its gradient once more for each row block
+# costs more than forming the tiles twice.
+_LEAST_KEPT_ROWS = 96
+# part of the workspace that the kept exponentials leave to everything else
+_SHARE_KEPT = 7 / 8
+
+
+def _as_stats(sums: chunked.Sums, wanted: Wanted) -> TokenStats:
+    return TokenStats(
+        sums.logps,
+        sums.log_normalizer,
+        sums.mean_logp if wanted.mean else None,
+        sums.entropy if wanted.entropy else None,
+    )
+
+
+def _value_and_upstream(
+    sums: chunked.Sums, rows: slice, loss_of: LossOf, wanted: Wanted
+) -> tuple[Tensor, Upstream]:
+    """The loss of these tokens and its gradients in their statistics."""
+    leaves = TokenStats(
+        *(None if s is None else s.detach().requires_grad_() for s in _as_stats(sums, wanted))  # type: ignore[arg-type]  # None only where optional
+    )
+    with torch.enable_grad():
+        loss = loss_of(leaves, rows)
+    present = [leaf for leaf in leaves if leaf is not None]
+    gradients = iter(torch.autograd.grad(loss, present, allow_unused=True))
+    return loss.detach(), Upstream(*(None if s is None else next(gradients) for s in leaves))
+
+
+def _room(tiles: LinearTiles, workspace: int) -> tuple[int, Callable[[Block], Tensor]] | None:
+    """How many rows can be kept at once, and where a tile of theirs is kept."""
+    gradient, size = tiles.weight_gradient, tiles.dtype.itemsize
+    if gradient is not None and tiles.tokens <= tiles.dim:
+
+        def in_gradient(block: Block) -> Tensor:
+            rows, width = block.shape
+            return gradient[block.cols].view(-1)[: rows * width].view(rows, width)
+
+        return tiles.tokens, in_gradient
+
+    rows = min(int(_SHARE_KEPT * workspace) // (size * tiles.vocab), tiles.tokens)
+    if rows < min(_LEAST_KEPT_ROWS, tiles.tokens):
+        return None
+    # equal row blocks, so that the last one is not a small rest
+    rows = -(-tiles.tokens // -(-tiles.tokens // rows))
+    kept = tiles.hidden.new_empty(rows * tiles.vocab)
+
+    def in_workspace(block: Block) -> Tensor:
+        height, width = block.shape
+        start = height * block.cols.start
+        return kept[start : start + height * width].view(height, width)
+
+    return rows, in_workspace
+
+
+def value_and_gradient(
+    tiles: LinearTiles,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    scaling: Scaling,
+    wanted: Wanted,
+    loss_of: LossOf,
+    arithmetic: Arithmetic,
+    workspace: int,
+) -> Tensor:
+    """The loss; its gradients end up in ``tiles``."""
+    bias = tiles.bias
+    may_keep = (
+        tiles.hidden.dtype == tiles.dtype
+        and scaling.softcap is None
+        and not (wanted.mean and bias is not None and chunked.may_forbid(bias))
+        and tiles.tokens > 0
+    )
+    room = _room(tiles, workspace) if may_keep else None
+    if room is None:
+        sums = chunked.statistics(tiles, targets, class_weight, scaling, wanted, arithmetic)
+        loss, upstream = _value_and_upstream(sums, slice(0, tiles.tokens), loss_of, wanted)
+        chunked.differentiate_all(
+            tiles, targets, sums.state, upstream, class_weight, scaling, arithmetic
+        )
+        return loss
+    loss = torch.zeros((), dtype=tiles.dtype, device=targets.device)
+    rows_at_once, place = room
+    for rows in chunked.slices(tiles.tokens, rows_at_once):
+        loss += _row_block(
+            tiles, rows, place, targets[rows], class_weight, scaling, wanted, loss_of, arithmetic
+        )
+    return loss
+
+
+def _row_block(
+    tiles: LinearTiles,
+    rows: slice,
+    place: Callable[[Block], Tensor],
+    targets: Tensor,
+    class_weight: Tensor | None,
+    scaling: Scaling,
+    wanted: Wanted,
+    loss_of: LossOf,
+    arithmetic: Arithmetic,
+) -> Tensor:
+    """Loss and gradient of some tokens, whose exponentials are kept in between."""
+    state = chunked.new_state(targets, tiles.dtype)
+    scratch = Buffer(targets, tiles.dtype)
+    shifts = []
+    for cols in tiles.columns():
+        block = Block(rows, cols)
+        tile = tiles.tile(block, out=place(block))
+        arithmetic.merge(tile, cols, targets, state, class_weight, scaling, wanted, scratch)
+        shifts.append(state[chunked.SHIFT].clone())
+
+    sums = chunked.finish(state, wanted)
+    loss, upstream = _value_and_upstream(sums, rows, loss_of, wanted)
+    found = chunked.coefficients(state, upstream, scaling)
+    for cols, shift in zip(tiles.columns(), shifts, strict=True):
+        block = Block(rows, cols)
+        by_p = found[chunked.BY_P] * (shift - state[chunked.SHIFT]).exp()
+        kept = place(block)
+        gradient = torch.mul(kept, by_p.unsqueeze(1), out=scratch.take(*kept.shape))
+        if upstream.mean_logp is not None:
+            chunked.add_spread_(gradient, cols, found, class_weight)
+        chunked.add_target_(gradient, cols, targets, found)
+        tiles.absorb(block, gradient)
+    return loss
+
+
+def _formed(
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None],
+    settings: tuple[Scaling, Wanted, LossOf, Arithmetic, int],
+    wants: tuple[bool, bool, bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss and, in the inputs' dtypes, its gradients."""
+    hidden, weight, bias, targets, class_weight = inputs
+    scaling, wanted, loss_of, arithmetic, workspace = settings
+    with without_autocast(hidden):
+        tiles = LinearTiles(hidden, weight, bias, workspace, gradients=wants)
+        loss = value_and_gradient(
+            tiles, targets, class_weight, scaling, wanted, loss_of, arithmetic, workspace
+        )
+    return loss, [
+        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        for gradient, tensor in zip(tiles.gradients(), (hidden, weight, bias), strict=True)
+    ]
+
+
+class ScalarLoss(torch.autograd.Function):
+    """Hands over, times the upstream gradient, what the forward pass found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        class_weight: Tensor | None,
+        scaling: Scaling,
+        wanted: Wanted,
+        loss_of: LossOf,
+        arithmetic: Arithmetic,
+        workspace: int,
+    ) -> Tensor:
+        """The loss, at least in float32."""
+        inputs = (hidden, weight, bias, targets, class_weight)
+        ctx.save_for_backward(*inputs)
+        ctx.settings = (scaling, wanted, loss_of, arithmetic, workspace)
+        loss, ctx.gradients = _formed(inputs, ctx.settings, ctx.needs_input_grad[:3])
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch leaves the signature open
+        """The gradients, scaled in place: a copy of the weight's would double the memory."""
+        with torch.no_grad():
+            # handed over once; a second backward pass forms them anew
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                wants = ctx.needs_input_grad[:3]
+                _, gradients = _formed(ctx.saved_tensors, ctx.settings, wants)
+            for gradient in gradients:
+                # on a GPU nothing is read back to see whether there is nothing to do
+                if gradient is not None and (upstream.device.type != "cpu" or upstream != 1):
+                    gradient.mul_(upstream.to(gradient.dtype))
+        if torch.is_grad_enabled():
+            gradients = [
+                no_second_derivative(gradient, source)
+                for gradient, source in zip(gradients, ctx.saved_tensors, strict=False)
+            ]
+        return (*gradients, *[None] * 7)
+
+
+def linear_scalar_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    per_token: Callable[[TokenStats, Tensor | None], Tensor],
+    *,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    ignore_index: int | None,
+    normalizer: float | Tensor | None,
+    class_weight: Tensor | None,
+    mean_logp: bool,
+    temperature: float,
+    softcap: float | None,
+    implementation: Implementation | None,
+    workspace: int,
+) -> Tensor:
+    """Sum of a per-token loss over the counted tokens, divided by the normalizer.
+
+    ``per_token`` gets the statistics and, with class weights, those of the targets.
+    """
+    check_linear(hidden, weight, bias)
+    scaling = checked_scaling(temperature, softcap)
+    checked_class_weight(class_weight, weight.shape[0])
+    check_workspace(workspace)
+    flat_targets, counted = checked_targets(
+        targets, weight.shape[0], mask, ignore_index, of="hidden", reference=hidden
+    )
+    class_weight = None if class_weight is None else class_weight.detach()
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    by_name = chosen(implementation, hidden, weight, bias, class_weight)
+    whole = by_name == "reference" or torch.compiler.is_compiling()
+    rows = None
+    if not whole:
+        flat, flat_targets, rows = select_counted(flat, flat_targets, counted)
+        counted = counted if rows is None else None
+
+    dtype = compute_dtype(flat)
+    target_weight = None if class_weight is None else class_weight.to(dtype)[flat_targets]
+    divisor = _divisor(normalizer, flat_targets, counted, target_weight, dtype)
+
+    def loss_of(stats: TokenStats, rows: slice) -> Tensor:
+        values = per_token(stats, None if target_weight is None else target_weight[rows])
+        if counted is not None:
+            values = values.masked_fill(~counted[rows], 0.0)
+        return values.sum() / divisor
+
+    if whole:
+        stats = linear_token_stats(
+            flat, weight, flat_targets, bias, mask=counted, mean_logp=mean_logp,
+            class_weight=class_weight, temperature=temperature, softcap=softcap,
+            implementation=by_name, workspace=workspace,
+        )  # fmt: skip
+        return loss_of(stats, slice(None))
+    result: Tensor = ScalarLoss.apply(  # type: ignore[no-untyped-call]  # torch's apply
+        *as_autocast(flat, weight, bias), flat_targets,
+        None if class_weight is None else class_weight.to(dtype), scaling,
+        Wanted(mean_logp, False), loss_of, arithmetic_of(by_name), workspace,
+    )  # fmt: skip
+    return result
+
+
+def _divisor(
+    normalizer: float | Tensor | None,
+    targets: Tensor,
+    counted: Tensor | None,
+    target_weight: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What the sum is divided by; 1 where nothing counts, so that the mean of nothing is 0."""
+    if isinstance(normalizer, Tensor):
+        return normalizer.detach().to(device=targets.device, dtype=dtype)
+    if normalizer is not None:
+        return torch.full((), normalizer, dtype=dtype, device=targets.device)
+    weights = torch.ones_like(targets, dtype=dtype) if target_weight is None else target_weight
+    total = (weights if counted is None else weights.masked_fill(~counted, 0.0)).sum()
+    return total.masked_fill(total == 0, 1.0)

@@ -1,0 +1,584 @@
+"""Token statistics from logits, and from hidden states and the output matrix."""
+
+import math
+import os
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from lmlosses._checks import (
+    check_bool,
+    check_floating,
+    check_indices,
+    check_integer,
+    check_leading_shape,
+    check_min_ndim,
+    check_ndim,
+    check_not_empty_axis,
+    check_positive,
+    check_same_shape,
+    check_shape,
+    check_whole,
+    compute_dtype,
+    reads_values,
+)
+from lmlosses.logprobs import chunked
+from lmlosses.logprobs._autograd import no_second_derivative, transformed, without_autocast
+from lmlosses.logprobs.chunked import Arithmetic, LinearTiles, LogitsTiles, Upstream, Wanted
+from lmlosses.logprobs.statistics import Scaling, TokenStats, linear_logits, reference
+
+Implementation = Literal["reference", "chunked", "triton"]
+
+WORKSPACE = 64 * 2**20
+
+
+def chosen(
+    implementation: Implementation | None, *tensors: Tensor | None
+) -> Literal["reference", "chunked", "triton"]:
+    """The implementation asked for, or else the one that suits the tensors."""
+    on_cuda = all(tensor is None or tensor.is_cuda for tensor in tensors)
+    if implementation is None:
+        if transformed(*tensors):
+            return "reference"
+        return "triton" if on_cuda and find_spec("triton") is not None else "chunked"
+    if implementation not in ("reference", "chunked", "triton"):
+        raise ValueError(
+            "implementation must be 'reference', 'chunked', 'triton' or None; "
+            f"got {implementation!r}"
+        )
+    if implementation == "triton" and not on_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            "implementation='triton' needs CUDA tensors (or TRITON_INTERPRET=1, to test it); "
+            "'chunked' runs anywhere"
+        )
+    return implementation
+
+
+def arithmetic_of(implementation: str) -> Arithmetic:
+    if implementation != "triton":
+        return chunked.TORCH
+    from lmlosses.logprobs.triton import KERNELS
+
+    return KERNELS
+
+
+def checked_scaling(temperature: float, softcap: float | None) -> Scaling:
+    """The two settings that turn raw logits into those of the softmax."""
+    check_positive(temperature=temperature)
+    if softcap is not None:
+        check_positive(softcap=softcap)
+    return Scaling(float(temperature), None if softcap is None else float(softcap))
+
+
+def check_workspace(workspace: int) -> None:
+    """A positive number of bytes."""
+    check_whole(workspace=workspace)
+    check_positive(workspace=workspace)
+
+
+def checked_targets(
+    targets: Tensor,
+    vocab: int,
+    mask: Tensor | None,
+    ignore_index: int | None,
+    *,
+    of: str,
+    reference: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Flat targets, 0 where a position does not count, and which do; None if all do."""
+    check_leading_shape("targets", targets, of=of, reference=reference)
+    check_integer(targets=targets)
+    counted = None
+    if mask is not None:
+        check_bool(mask=mask)
+        check_same_shape("mask", mask, of="targets", reference=targets)
+        counted = mask
+    if ignore_index is not None:
+        check_whole(ignore_index=ignore_index)
+        kept = targets != ignore_index
+        counted = kept if counted is None else counted & kept
+    targets = targets.reshape(-1).long()
+    if counted is not None:
+        counted = counted.reshape(-1)
+        targets = targets.masked_fill(~counted, 0)
+        if reads_values(counted) and bool(counted.all()):
+            counted = None
+    check_indices("targets", targets, vocab, of="the vocabulary")
+    return targets, counted
+
+
+def checked_class_weight(class_weight: Tensor | None, vocab: int) -> None:
+    """One weight for each class of the vocabulary."""
+    if class_weight is not None:
+        check_floating(class_weight=class_weight)
+        check_shape("class_weight", class_weight, (vocab,), meaning="one entry per class")
+
+
+def check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix: str = "") -> None:
+    """Hidden states, an output matrix and a bias that fit each other."""
+    names = (f"{prefix}hidden", f"{prefix}weight", f"{prefix}bias")
+    check_floating(**{names[0]: hidden, names[1]: weight})
+    check_min_ndim(names[0], hidden, 1)
+    check_ndim(names[1], weight, 2)
+    check_not_empty_axis(names[1], weight, 0)
+    if weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{names[1]} must have shape (vocab, {hidden.shape[-1]}), one row per class with the "
+            f"last axis of {names[0]}; got {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        check_floating(**{names[2]: bias})
+        check_shape(names[2], bias, (weight.shape[0],), meaning=f"one entry per row of {names[1]}")
+    for name, tensor in zip(names[1:], (weight, bias), strict=True):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(
+                f"{name} must be on {hidden.device}, the device of {names[0]}; got {tensor.device}"
+            )
+
+
+def as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype in which autocast would multiply them; all of one dtype."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    device = present[0].device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return tuple(
+            tensor.to(dtype) if tensor is not None and tensor.dtype != torch.float64 else tensor
+            for tensor in tensors
+        )
+    for tensor in present:
+        if tensor.dtype != present[0].dtype:
+            raise TypeError(
+                f"hidden, weight and bias must have one dtype; got {present[0].dtype} and "
+                f"{tensor.dtype} (torch.autocast makes them agree)"
+            )
+    return tensors
+
+
+def token_stats(
+    logits: Float[Tensor, "*batch vocab"],
+    targets: Integer[Tensor, "*batch"],
+    *,
+    mean_logp: bool = False,
+    entropy: bool = False,
+    mask: Bool[Tensor, "*batch"] | None = None,
+    ignore_index: int | None = None,
+    class_weight: Float[Tensor, " vocab"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    implementation: Implementation | None = None,
+) -> TokenStats:
+    r"""What language-model losses need to know of each token, from logits, in nats.
+
+    With :math:`x` a token's logits, :math:`c` the soft cap and :math:`\tau` the temperature,
+
+    .. math:: z = \frac{c \tanh(x / c)}{\tau}, \qquad \log p_v = z_v - \log \sum_u e^{z_u}
+
+    (without a soft cap :math:`z = x / \tau`). A uniform model over :math:`V` classes has a
+    log-probability of :math:`-\log V` everywhere, hence that mean, and the entropy
+    :math:`\log V`. Nothing as large as the logits is held besides their gradient.
+
+    Args:
+        logits: Unnormalized log-probabilities. Half precision is computed in float32. A logit of
+            ``-inf`` forbids its class.
+        targets: Index of the class at each position, in ``[0, vocab)`` where it counts.
+        mean_logp: Whether to compute the mean log-probability over the vocabulary.
+        entropy: Whether to compute the entropy.
+        mask: True where a position counts; every position does without it.
+        ignore_index: Target that marks a position as not counting, -100 by custom.
+        class_weight: Weight of each class in ``mean_logp``.
+        temperature: Divides the logits. For a learned temperature divide them yourself.
+        softcap: Largest magnitude of a logit before the temperature; infinite without it.
+        implementation: ``"reference"``, ``"chunked"`` or ``"triton"`` (CUDA). By default triton
+            on CUDA where it is installed, else chunked; under transforms of ``torch.func``,
+            forward-mode differentiation and ``torch.compile`` the reference.
+
+    Returns:
+        The statistics, each of the targets' shape. A position that does not count holds 0,
+        whatever stands there, and passes no gradient. All can be differentiated twice.
+
+    Raises:
+        TypeError: If a tensor has the wrong kind of dtype or a setting is no number.
+        ValueError: If shapes disagree, there is no class, a setting is not positive, (read on
+            the CPU) a counted target is not a class, or the implementation is unknown or not
+            for this device.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses import token_stats
+        >>> stats = token_stats(torch.zeros(2, 4), torch.tensor([0, 3]), entropy=True)
+        >>> stats.logps, stats.entropy
+        (tensor([-1.3863, -1.3863]), tensor([1.3863, 1.3863]))
+
+    References:
+        Online log-normalizer: Milakov and Gimelshein (2018), Online normalizer calculation for
+        softmax, arXiv:1805.02867, algorithm 3. Soft cap: Gemma Team (2024), Gemma 2,
+        arXiv:2408.00118, section 2.
+    """
+    check_floating(logits=logits)
+    check_not_empty_axis("logits", logits)
+    vocab = logits.shape[-1]
+    scaling = checked_scaling(temperature, softcap)
+    checked_class_weight(class_weight, vocab)
+    flat_targets, counted = checked_targets(
+        targets, vocab, mask, ignore_index, of="logits", reference=logits
+    )
+    chosen_one = chosen(implementation, logits, class_weight)
+    by_formula = torch.compiler.is_compiling() or (
+        class_weight is not None and class_weight.requires_grad
+    )
+    if chosen_one == "reference" or (implementation is None and by_formula):
+        return _shaped(
+            reference(
+                logits.reshape(-1, vocab), flat_targets, counted, class_weight, scaling,
+                mean_logp, entropy,
+            ),
+            targets.shape,
+        )  # fmt: skip
+    found = _FromLogits.apply(  # type: ignore[no-untyped-call]  # torch's apply
+        logits.reshape(-1, vocab), flat_targets, counted, class_weight, scaling,
+        Wanted(mean_logp, entropy), arithmetic_of(chosen_one),
+    )  # fmt: skip
+    return _shaped(TokenStats(*found), targets.shape)
+
+
+def _shaped(stats: TokenStats, shape: torch.Size) -> TokenStats:
+    return TokenStats(*(None if value is None else value.view(shape) for value in stats))  # type: ignore[arg-type]  # None only where optional
+
+
+class _FromLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        counted: Tensor | None,
+        class_weight: Tensor | None,
+        scaling: Scaling,
+        wanted: Wanted,
+        arithmetic: Arithmetic,
+    ) -> tuple[Tensor | None, ...]:
+        tiles = LogitsTiles(logits)
+        weights = None if class_weight is None else class_weight.to(tiles.dtype)
+        sums = chunked.statistics(tiles, targets, weights, scaling, wanted, arithmetic)
+        ctx.save_for_backward(logits, targets, counted, class_weight, sums.state)
+        ctx.settings = (scaling, wanted, arithmetic)
+        ctx.set_materialize_grads(False)
+        found = (
+            sums.logps,
+            sums.log_normalizer,
+            sums.mean_logp if wanted.mean else None,
+            sums.entropy if wanted.entropy else None,
+        )
+        if counted is None:
+            return found
+        return tuple(None if value is None else value.masked_fill(~counted, 0) for value in found)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, targets, counted, class_weight, state = ctx.saved_tensors
+        scaling, wanted, arithmetic = ctx.settings
+        if torch.is_grad_enabled():  # the gradient will be differentiated: by formula
+            stats = reference(logits, targets, counted, class_weight, scaling, *wanted)
+            used = [(s, g) for s, g in zip(stats, upstream, strict=True) if g is not None]
+            values = [value for value, _ in used if value is not None]
+            arriving = [gradient for _, gradient in used]
+            (gradient,) = torch.autograd.grad(values, logits, arriving, create_graph=True)
+            return gradient, *[None] * 6
+        tiles = LogitsTiles(logits, gradient=True)
+        weights = None if class_weight is None else class_weight.to(tiles.dtype)
+        chunked.differentiate_all(
+            tiles, targets, state, Upstream(*upstream), weights, scaling, arithmetic
+        )
+        gradient = tiles.gradient
+        if counted is not None and gradient is not None:
+            gradient.masked_fill_(~counted.unsqueeze(1), 0.0)
+        return gradient, *[None] * 6
+
+
+def linear_token_stats(
+    hidden: Float[Tensor, "*batch dim"],
+    weight: Float[Tensor, "vocab dim"],
+    targets: Integer[Tensor, "*batch"],
+    bias: Float[Tensor, " vocab"] | None = None,
+    *,
+    mean_logp: bool = False,
+    entropy: bool = False,
+    mask: Bool[Tensor, "*batch"] | None = None,
+    ignore_index: int | None = None,
+    class_weight: Float[Tensor, " vocab"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    implementation: Implementation | None = None,
+    workspace: int = WORKSPACE,
+) -> TokenStats:
+    r"""What language-model losses need to know of each token, from hidden states, in nats.
+
+    The statistics are those of `token_stats` for the logits
+
+    .. math:: x = h W^\top + b
+
+    which are formed tile by tile, forward and once more backward, and never held as a whole. The
+    price is one product of matrices more than with the logits at hand: four instead of three.
+
+    Args:
+        hidden: Last hidden states of the model.
+        weight: Output matrix, one row per class; it may be the embedding's own.
+        targets: Index of the class at each position, in ``[0, vocab)`` where it counts.
+        bias: Added to the logits.
+        mean_logp: Whether to compute the mean log-probability over the vocabulary.
+        entropy: Whether to compute the entropy.
+        mask: True where a position counts; every position does without it.
+        ignore_index: Target that marks a position as not counting, -100 by custom.
+        class_weight: Weight of each class in ``mean_logp``.
+        temperature: Divides the logits. For a learned temperature divide ``hidden`` and ``bias``
+            yourself.
+        softcap: Largest magnitude of a logit before the temperature; infinite without it.
+        implementation: ``"reference"`` (holds all logits), ``"chunked"`` or ``"triton"`` (CUDA).
+            By default triton on CUDA where it is installed, else chunked; under transforms of
+            ``torch.func`` and forward-mode differentiation the reference.
+        workspace: Bytes that each pass may hold beyond its inputs, results and gradients, in
+            round terms: a few rows and columns are always held.
+
+    Returns:
+        The statistics, each of the targets' shape, differentiable in ``hidden``, ``weight`` and
+        ``bias``. A position that does not count holds 0, whatever stands there, and passes no
+        gradient; on a processor it costs nothing either.
+
+    Raises:
+        TypeError: If a tensor has the wrong kind of dtype or the dtypes differ outside of
+            autocast, or a setting is no number.
+        ValueError: If shapes or devices disagree, there is no class, a setting is not positive,
+            (read on the CPU) a counted target is not a class, or the implementation is unknown or
+            not for this device.
+        RuntimeError: When a second derivative is taken through a lean implementation.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses import linear_token_stats
+        >>> hidden, weight = torch.ones(2, 3), torch.zeros(4, 3)
+        >>> linear_token_stats(hidden, weight, torch.tensor([0, 3])).logps
+        tensor([-1.3863, -1.3863])
+
+    References:
+        The statistics as in `token_stats`. Logits that are never stored: Wijmans et al. (2024),
+        Cut your losses in large-vocabulary language models, arXiv:2411.09009.
+    """
+    check_linear(hidden, weight, bias)
+    vocab = weight.shape[0]
+    scaling = checked_scaling(temperature, softcap)
+    checked_class_weight(class_weight, vocab)
+    check_workspace(workspace)
+    flat_targets, counted = checked_targets(
+        targets, vocab, mask, ignore_index, of="hidden", reference=hidden
+    )
+    chosen_one = chosen(implementation, hidden, weight, bias, class_weight)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if chosen_one == "reference":
+        with without_autocast(hidden):
+            logits = linear_logits(*as_autocast(flat, weight, bias), counted)  # type: ignore[arg-type]  # the first two are tensors
+            stats = reference(
+                logits, flat_targets, counted, class_weight, scaling, mean_logp, entropy
+            )
+        return _shaped(stats, targets.shape)
+    return _shaped(
+        _linear(
+            flat, weight, bias, flat_targets, counted, class_weight, scaling,
+            Wanted(mean_logp, entropy), chosen_one, workspace,
+        ),
+        targets.shape,
+    )  # fmt: skip
+
+
+def select_counted(
+    hidden: Tensor, targets: Tensor, counted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states and targets of the positions that count, and where these are.
+
+    Where that cannot be asked without waiting for a device, all of them, the others as zeros.
+    """
+    if counted is None:
+        return hidden, targets, None
+    if not reads_values(counted):
+        return hidden.masked_fill(~counted.unsqueeze(1), 0.0), targets, None
+    rows = counted.nonzero().squeeze(1)
+    return hidden.index_select(0, rows), targets[rows], rows
+
+
+def restore_counted(values: Tensor, counted: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Values of the selected positions in their places, 0 at the others."""
+    if counted is None:
+        return values
+    if rows is None:
+        return values.masked_fill(~counted, 0.0)
+    return values.new_zeros(len(counted)).index_copy(0, rows, values)
+
+
+def _linear(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    counted: Tensor | None,
+    class_weight: Tensor | None,
+    scaling: Scaling,
+    wanted: Wanted,
+    implementation: str,
+    workspace: int,
+) -> TokenStats:
+    chosen_hidden, chosen_targets, rows = select_counted(hidden, targets, counted)
+    cast = as_autocast(chosen_hidden, weight, bias)
+    found = _linear_statistics(
+        *cast, chosen_targets, None if class_weight is None else class_weight.detach(),
+        scaling.temperature, math.inf if scaling.softcap is None else scaling.softcap,
+        wanted.mean, wanted.entropy, implementation, workspace,
+    )  # fmt: skip
+    asked = (True, True, wanted.mean, wanted.entropy)
+    return TokenStats(
+        *(  # type: ignore[arg-type]  # None only where optional
+            restore_counted(value, counted, rows) if present else None
+            for value, present in zip(found[:4], asked, strict=True)
+        )
+    )
+
+
+# Operators of torch's own kind, because torch.compile takes those as they are; traced through,
+# every tile would become part of the graph.
+@torch.library.custom_op("lmlosses::linear_token_stats", mutates_args=())
+def _linear_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    temperature: float,
+    softcap: float,
+    mean: bool,
+    entropy: bool,
+    implementation: str,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    scaling = Scaling(temperature, None if softcap == math.inf else softcap)
+    with without_autocast(hidden):
+        tiles = LinearTiles(hidden, weight, bias, workspace)
+        weights = None if class_weight is None else class_weight.to(tiles.dtype)
+        sums = chunked.statistics(
+            tiles, targets, weights, scaling, Wanted(mean, entropy), arithmetic_of(implementation)
+        )
+    return tuple(sums)
+
+
+@_linear_statistics.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    temperature: float,
+    softcap: float,
+    mean: bool,
+    entropy: bool,
+    implementation: str,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens, dtype = hidden.shape[0], compute_dtype(hidden)
+    values = [
+        hidden.new_empty(tokens if wanted else 0, dtype=dtype)
+        for wanted in (True, True, mean, entropy)
+    ]
+    return (*values, hidden.new_empty(chunked.STATE, tokens, dtype=dtype))  # type: ignore[return-value]  # four and one
+
+
+@torch.library.custom_op("lmlosses::linear_token_stats_backward", mutates_args=())
+def _linear_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    state: Tensor,
+    by_logps: Tensor | None,
+    by_log_normalizer: Tensor | None,
+    by_mean_logp: Tensor | None,
+    by_entropy: Tensor | None,
+    temperature: float,
+    softcap: float,
+    wants_hidden: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+    implementation: str,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scaling = Scaling(temperature, None if softcap == math.inf else softcap)
+    upstream = Upstream(by_logps, by_log_normalizer, by_mean_logp, by_entropy)
+    wants = (wants_hidden, wants_weight, wants_bias)
+    with without_autocast(hidden):
+        tiles = LinearTiles(hidden, weight, bias, workspace, gradients=wants)
+        weights = None if class_weight is None else class_weight.to(tiles.dtype)
+        chunked.differentiate_all(
+            tiles, targets, state, upstream, weights, scaling, arithmetic_of(implementation)
+        )
+    return tuple(  # type: ignore[return-value]  # three
+        hidden.new_empty(0) if gradient is None or like is None else gradient.to(like.dtype)
+        for gradient, like in zip(tiles.gradients(), (hidden, weight, bias), strict=True)
+    )
+
+
+@_linear_gradients.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    state: Tensor,
+    by_logps: Tensor | None,
+    by_log_normalizer: Tensor | None,
+    by_mean_logp: Tensor | None,
+    by_entropy: Tensor | None,
+    temperature: float,
+    softcap: float,
+    wants_hidden: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+    implementation: str,
+    workspace: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(  # type: ignore[return-value]  # three
+        hidden.new_empty(0) if like is None or not wanted else like.new_empty(like.shape)
+        for like, wanted in zip(
+            (hidden, weight, bias), (wants_hidden, wants_weight, wants_bias), strict=True
+        )
+    )
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, targets, class_weight, *settings = inputs
+    ctx.save_for_backward(hidden, weight, bias, targets, class_weight, output[4])
+    ctx.settings = settings
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, state = ctx.saved_tensors
+    temperature, softcap, mean, entropy, implementation, workspace = ctx.settings
+    wanted = (True, True, mean, entropy)
+    arriving = [g if w else None for g, w in zip(upstream[:4], wanted, strict=True)]
+    wants = ctx.needs_input_grad[:3]
+    found = _linear_gradients(
+        *inputs, state, *arriving, temperature, softcap, *wants, implementation, workspace
+    )
+    gradients = [g if wanted else None for g, wanted in zip(found, wants, strict=True)]
+    if torch.is_grad_enabled():
+        gradients = [
+            no_second_derivative(gradient, source)
+            for gradient, source in zip(gradients, inputs[:3], strict=True)
+        ]
+    return (*gradients, *[None] * 8)
+
+
+_linear_statistics.register_autograd(_backward, setup_context=_keep_for_backward)
