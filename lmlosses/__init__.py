@@ -1,6 +1,13 @@
 """Losses, optimizers and schedules of language models, each equation checked."""
 
 from lmlosses.device import cpu_generator, default_device
+from lmlosses.logprobs import (
+    Divergences,
+    TokenStats,
+    linear_divergence,
+    linear_token_stats,
+    token_stats,
+)
 from lmlosses.losses import (
     absolute_error,
     binary_cross_entropy,
@@ -27,7 +34,6 @@ from lmlosses.losses import (
     token_cross_entropy,
     zero_one,
 )
-from lmlosses.logprobs import TokenStats, linear_token_stats, token_stats
 from lmlosses.normalizers import log_softmax, softmax, softmax_jacobian
 from lmlosses.reductions import (
     fixed_length_mean,
@@ -38,6 +44,7 @@ from lmlosses.reductions import (
 )
 
 __all__ = [
+    "Divergences",
     "TokenStats",
     "absolute_error",
     "binary_cross_entropy",
@@ -57,6 +64,7 @@ __all__ = [
     "kl_divergence",
     "laplace_nll",
     "linear_cross_entropy",
+    "linear_divergence",
     "linear_token_stats",
     "listnet",
     "log_cosh",

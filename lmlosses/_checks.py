@@ -79,6 +79,15 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], *, meaning: s
         )
 
 
+def check_same_device(*, of: str, reference: Tensor, **tensors: Tensor | None) -> None:
+    """Refuse tensors that lie elsewhere; None is anywhere."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != reference.device:
+            raise ValueError(
+                f"{name} must be on {reference.device}, the device of {of}; got {tensor.device}"
+            )
+
+
 def check_min_ndim(name: str, tensor: Tensor, ndim: int) -> None:
     """Require at least ``ndim`` axes."""
     if tensor.ndim < ndim:

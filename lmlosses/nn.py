@@ -35,10 +35,10 @@ from lmlosses._checks import (
     compute_dtype,
     reads_values,
 )
+from lmlosses.logprobs import token_stats
 from lmlosses.losses.classification import (
     _binary_cross_entropy_as_torch,
     _check_broadcasts,
-    _index_cross_entropy_parts,
     _soft_cross_entropy_terms,
 )
 from lmlosses.losses.divergence import _kl_log_terms, _kl_terms
@@ -328,13 +328,21 @@ class CrossEntropyLoss(_Criterion):
         target = target.masked_fill(~counted, 0)
         of = "the classes of input, or be ignore_index"
         check_indices("target", target, input.shape[axis], of=of)
-        # an infinity in an ignored row would reach the gradient as 0 * inf
-        logps, weight = self._logps(input.masked_fill(~counted.unsqueeze(axis), 0.0), axis)
-        parts = _index_cross_entropy_parts(logps, target, self.label_smoothing, weight)
-        surprise, spread = (part.masked_fill(~counted, 0.0) for part in parts)
+        weight = None if self.weight is None else self.weight.to(compute_dtype(input))
+        stats = token_stats(
+            input.movedim(axis, -1),
+            target,
+            mask=counted,
+            mean_logp=self.label_smoothing > 0,
+            class_weight=weight,
+            implementation="reference",  # torch's own order of additions
+        )
+        surprise = -stats.logps if weight is None else -stats.logps * weight[target.long()]
+        spread = 0 * surprise if stats.mean_logp is None else -stats.mean_logp
         if self.reduction == "none":
-            return (1 - self.label_smoothing) * surprise + spread
-        loss = (1 - self.label_smoothing) * _sum_of_samples(surprise) + spread.sum()
+            return (1 - self.label_smoothing) * surprise + self.label_smoothing * spread
+        loss = (1 - self.label_smoothing) * _sum_of_samples(surprise)
+        loss = loss + self.label_smoothing * spread.sum()
         if self.reduction == "sum":
             return loss
         weights = torch.ones_like(surprise) if weight is None else weight[target.long()]

@@ -16,19 +16,19 @@ _NO_SECOND_DERIVATIVE = (
 
 class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]  # torch leaves the signature open
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
-def no_second_derivative(gradient: Tensor | None, source: Tensor) -> Tensor | None:
-    """The gradient itself, as something that ``source`` enters and that cannot be differentiated."""
+def no_second_derivative(gradient: Tensor | None, *sources: Tensor | None) -> Tensor | None:
+    """The gradient itself, as a function of the sources that has no derivative."""
     if gradient is None:
         return None
-    result: Tensor = _NoSecondDerivative.apply(gradient, source)  # type: ignore[no-untyped-call]  # torch's apply
+    result: Tensor = _NoSecondDerivative.apply(gradient, *sources)  # type: ignore[no-untyped-call]  # torch's apply
     return result
 
 
@@ -44,7 +44,8 @@ def transformed(*tensors: Tensor | None) -> bool:
             continue
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return True
-        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+        dual = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]  # torch's
+        if dual.tangent is not None:
             return True
     return False
 

@@ -23,9 +23,9 @@ from lmlosses.logprobs.tokens import (
     Implementation,
     arithmetic_of,
     as_autocast,
+    check_class_weight,
     check_linear,
     check_workspace,
-    checked_class_weight,
     checked_scaling,
     checked_targets,
     chosen,
@@ -207,7 +207,7 @@ class ScalarLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch leaves the signature open
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, scaled in place: a copy of the weight's would double the memory."""
         with torch.no_grad():
             # handed over once; a second backward pass forms them anew
@@ -220,10 +220,8 @@ class ScalarLoss(torch.autograd.Function):
                 if gradient is not None and (upstream.device.type != "cpu" or upstream != 1):
                     gradient.mul_(upstream.to(gradient.dtype))
         if torch.is_grad_enabled():
-            gradients = [
-                no_second_derivative(gradient, source)
-                for gradient, source in zip(gradients, ctx.saved_tensors, strict=False)
-            ]
+            sources = (*ctx.saved_tensors[:3], upstream)
+            gradients = [no_second_derivative(gradient, *sources) for gradient in gradients]
         return (*gradients, *[None] * 7)
 
 
@@ -250,15 +248,18 @@ def linear_scalar_loss(
     """
     check_linear(hidden, weight, bias)
     scaling = checked_scaling(temperature, softcap)
-    checked_class_weight(class_weight, weight.shape[0])
+    check_class_weight(class_weight, weight.shape[0], of="hidden", reference=hidden)
     check_workspace(workspace)
     flat_targets, counted = checked_targets(
         targets, weight.shape[0], mask, ignore_index, of="hidden", reference=hidden
     )
     class_weight = None if class_weight is None else class_weight.detach()
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = hidden.reshape(targets.numel(), hidden.shape[-1])
     by_name = chosen(implementation, hidden, weight, bias, class_weight)
-    whole = by_name == "reference" or torch.compiler.is_compiling()
+    differentiated = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+    )
+    whole = by_name == "reference" or torch.compiler.is_compiling() or not differentiated
     rows = None
     if not whole:
         flat, flat_targets, rows = select_counted(flat, flat_targets, counted)

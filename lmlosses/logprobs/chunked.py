@@ -51,6 +51,7 @@ class Block(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Tokens and classes."""
         return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
 
 
@@ -69,6 +70,7 @@ class Buffer:
         self._flat = like.new_empty(0, dtype=dtype)
 
     def take(self, *shape: int) -> Tensor:
+        """Room for a tensor of this shape, whatever it held before."""
         size = torch.Size(shape).numel()
         if self._flat.numel() < size:
             self._flat = self._flat.new_empty(size)
@@ -82,11 +84,17 @@ class Tiles(Protocol):
     vocab: int
     tokens: int
 
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self) -> Iterator[Block]:
+        """All of the matrix, piece by piece, all rows of some columns before the next."""
+        ...
 
-    def tile(self, block: Block) -> Tensor: ...
+    def tile(self, block: Block) -> Tensor:
+        """The logits of a block, free to be overwritten."""
+        ...
 
-    def absorb(self, block: Block, gradient: Tensor) -> None: ...
+    def absorb(self, block: Block, gradient: Tensor) -> None:
+        """Take the gradient in a block's logits to where it belongs."""
+        ...
 
 
 class LogitsTiles:
@@ -104,6 +112,7 @@ class LogitsTiles:
         self._buffer = Buffer(logits, self.dtype)
 
     def blocks(self) -> Iterator[Block]:
+        """Some rows at a time."""
         # whole rows: nothing is left to merge, and a quarter of the tile's usual size is in the
         # cache while six passes read it
         budget = _TILE_BYTES_CPU // 4 if self.logits.device.type == "cpu" else _TILE_BYTES_DEVICE
@@ -112,12 +121,14 @@ class LogitsTiles:
             yield Block(piece, slice(0, self.vocab))
 
     def tile(self, block: Block) -> Tensor:
+        """A copy; where the gradient will be written, if there is to be one."""
         values = self.logits[block.rows]
         if self.gradient is not None and self.gradient.dtype == self.dtype:
             return self.gradient[block.rows].copy_(values)
         return self._buffer.take(*block.shape).copy_(values)
 
     def absorb(self, block: Block, gradient: Tensor) -> None:
+        """Keep the gradient, unless the tile was its place already."""
         assert self.gradient is not None
         if self.gradient.dtype != self.dtype:
             self.gradient[block.rows] = gradient
@@ -149,37 +160,46 @@ class LinearTiles:
         self._rows = max(min(self.tokens, _TILE_ROWS if on_cpu else 4 * _TILE_ROWS), 1)
         tile = min(workspace // 4, _TILE_BYTES_CPU if on_cpu else _TILE_BYTES_DEVICE)
         columns = min(tile // (self._rows * size), workspace // (8 * max(self.dim, 1) * size))
-        self._columns = min(max(columns // 64 * 64, _LEAST_COLUMNS), self.vocab)
+        self.width = min(max(columns // 64 * 64, _LEAST_COLUMNS), self.vocab)
         self._tile = Buffer(hidden, self.dtype)
         self._half_tile = Buffer(hidden, self._product)
         self._converted = [Buffer(hidden, self._product) for _ in range(2)]
         self._weight_gradient = Buffer(hidden, self.dtype)
         self._held: tuple[slice, Tensor] | None = None
         wants_hidden, wants_weight, wants_bias = gradients
-        empty = {"dtype": self.dtype, "device": hidden.device}
-        self.hidden_gradient = torch.zeros(hidden.shape, **empty) if wants_hidden else None
+        self.hidden_gradient = (
+            torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
+            if wants_hidden
+            else None
+        )
         # contiguous, since its memory may serve as room for tiles before it is written
         new = torch.empty if self.tokens else torch.zeros
         self.weight_gradient = (
             new(weight.shape, dtype=weight.dtype, device=weight.device) if wants_weight else None
         )
-        self.bias_gradient = torch.zeros(self.vocab, **empty) if wants_bias else None
+        self.bias_gradient = (
+            torch.zeros(self.vocab, dtype=self.dtype, device=hidden.device) if wants_bias else None
+        )
 
     def columns(self) -> Iterator[slice]:
-        return slices(self.vocab, self._columns)
+        """The vocabulary, in pieces."""
+        return slices(self.vocab, self.width)
 
     def blocks(self) -> Iterator[Block]:
+        """Some rows at a time of some columns at a time."""
         for cols in self.columns():
             for rows in slices(self.tokens, self._rows):
                 yield Block(rows, cols)
 
     def hidden_rows(self, rows: slice) -> Tensor:
+        """Hidden states as they are multiplied."""
         part = self.hidden[rows]
         if part.dtype == self._product:
             return part
         return self._converted[0].take(*part.shape).copy_(part)
 
     def weight_rows(self, cols: slice) -> Tensor:
+        """Rows of the output matrix as they are multiplied; the last are remembered."""
         part = self.weight[cols]
         if part.dtype == self._product:
             return part
@@ -188,6 +208,7 @@ class LinearTiles:
         return self._held[1]
 
     def tile(self, block: Block, out: Tensor | None = None) -> Tensor:
+        """The logits of a block, computed."""
         hidden, weight = self.hidden_rows(block.rows), self.weight_rows(block.cols)
         tile = self._tile.take(*block.shape) if out is None else out
         if self._product == self.dtype:
@@ -198,9 +219,11 @@ class LinearTiles:
         return tile if self.bias is None else tile.add_(self.bias[block.cols])
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden states, weight and bias, where they were asked for."""
         return self.hidden_gradient, self.weight_gradient, self.bias_gradient
 
     def absorb(self, block: Block, gradient: Tensor) -> None:
+        """Multiply a tile's gradient away."""
         if self.bias_gradient is not None:
             self.bias_gradient[block.cols] += gradient.sum(dim=0)
         if self._product != self.dtype:
@@ -283,7 +306,8 @@ def merge(
 
     old = state[SHIFT].clone()
     shift = torch.maximum(old, tile.amax(dim=1), out=state[SHIFT])
-    moved = old - shift
+    # the first shift is the least number there is, and may not become an infinity times 0
+    moved = (old - shift).clamp_(min=torch.finfo(tile.dtype).min)
     tile.sub_(shift.unsqueeze(1))
     if wanted.mean:
         _merge_mean(tile, cols, state, moved, class_weight)
@@ -389,7 +413,9 @@ def finish(state: Tensor, wanted: Wanted) -> Sums:
     return Sums(
         (state[TARGET] - state[SHIFT]) - log_total,
         state[SHIFT] + log_total,
-        (state[SPREAD] - state[MASS] * log_total) / state[COUNT] if wanted.mean else state.new_empty(0),
+        (state[SPREAD] - state[MASS] * log_total) / state[COUNT]
+        if wanted.mean
+        else state.new_empty(0),
         log_total - state[CENTRED] / state[TOTAL] if wanted.entropy else state.new_empty(0),
         state,
     )

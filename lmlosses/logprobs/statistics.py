@@ -90,7 +90,7 @@ def linear_logits(
     bias: Float[Tensor, " vocab"] | None,
     counted: Bool[Tensor, "*batch"] | None,
 ) -> Float[Tensor, "*batch vocab"]:
-    """The whole matrix of logits, in at least float32; positions that do not count are read as 0."""
+    """The whole matrix of logits, in at least float32; what does not count is read as 0."""
     if counted is not None:
         hidden = hidden.masked_fill(~counted.unsqueeze(-1), 0.0)
     dtype = compute_dtype(hidden, weight)

@@ -19,6 +19,7 @@ from lmlosses._checks import (
     check_ndim,
     check_not_empty_axis,
     check_positive,
+    check_same_device,
     check_same_shape,
     check_shape,
     check_whole,
@@ -58,6 +59,7 @@ def chosen(
 
 
 def arithmetic_of(implementation: str) -> Arithmetic:
+    """What is done to a tile; triton is imported where it is wanted."""
     if implementation != "triton":
         return chunked.TORCH
     from lmlosses.logprobs.triton import KERNELS
@@ -91,6 +93,8 @@ def checked_targets(
     """Flat targets, 0 where a position does not count, and which do; None if all do."""
     check_leading_shape("targets", targets, of=of, reference=reference)
     check_integer(targets=targets)
+    check_same_device(of=of, reference=reference, targets=targets, mask=mask)
+    targets = targets.long()
     counted = None
     if mask is not None:
         check_bool(mask=mask)
@@ -100,7 +104,7 @@ def checked_targets(
         check_whole(ignore_index=ignore_index)
         kept = targets != ignore_index
         counted = kept if counted is None else counted & kept
-    targets = targets.reshape(-1).long()
+    targets = targets.reshape(-1)
     if counted is not None:
         counted = counted.reshape(-1)
         targets = targets.masked_fill(~counted, 0)
@@ -110,10 +114,13 @@ def checked_targets(
     return targets, counted
 
 
-def checked_class_weight(class_weight: Tensor | None, vocab: int) -> None:
+def check_class_weight(
+    class_weight: Tensor | None, vocab: int, *, of: str, reference: Tensor
+) -> None:
     """One weight for each class of the vocabulary."""
     if class_weight is not None:
         check_floating(class_weight=class_weight)
+        check_same_device(of=of, reference=reference, class_weight=class_weight)
         check_shape("class_weight", class_weight, (vocab,), meaning="one entry per class")
 
 
@@ -132,30 +139,25 @@ def check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix:
     if bias is not None:
         check_floating(**{names[2]: bias})
         check_shape(names[2], bias, (weight.shape[0],), meaning=f"one entry per row of {names[1]}")
-    for name, tensor in zip(names[1:], (weight, bias), strict=True):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(
-                f"{name} must be on {hidden.device}, the device of {names[0]}; got {tensor.device}"
-            )
+    check_same_device(of=names[0], reference=hidden, **{names[1]: weight, names[2]: bias})
 
 
-def as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def as_autocast(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in the dtype in which autocast would multiply them; all of one dtype."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    device = present[0].device.type
+    device = hidden.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        return tuple(
-            tensor.to(dtype) if tensor is not None and tensor.dtype != torch.float64 else tensor
-            for tensor in tensors
-        )
-    for tensor in present:
-        if tensor.dtype != present[0].dtype:
+        if hidden.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+            return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is not None and tensor.dtype != hidden.dtype:
             raise TypeError(
-                f"hidden, weight and bias must have one dtype; got {present[0].dtype} and "
-                f"{tensor.dtype} (torch.autocast makes them agree)"
+                f"{name} must have the dtype of hidden, {hidden.dtype} (torch.autocast makes "
+                f"them agree); got {tensor.dtype}"
             )
-    return tensors
+    return hidden, weight, bias
 
 
 def token_stats(
@@ -182,8 +184,8 @@ def token_stats(
     :math:`\log V`. Nothing as large as the logits is held besides their gradient.
 
     Args:
-        logits: Unnormalized log-probabilities. Half precision is computed in float32. A logit of
-            ``-inf`` forbids its class.
+        logits: Unnormalized log-probabilities. Half precision is computed in float32. Without
+            a soft cap a logit of ``-inf`` forbids its class.
         targets: Index of the class at each position, in ``[0, vocab)`` where it counts.
         mean_logp: Whether to compute the mean log-probability over the vocabulary.
         entropy: Whether to compute the entropy.
@@ -222,7 +224,7 @@ def token_stats(
     check_not_empty_axis("logits", logits)
     vocab = logits.shape[-1]
     scaling = checked_scaling(temperature, softcap)
-    checked_class_weight(class_weight, vocab)
+    check_class_weight(class_weight, vocab, of="logits", reference=logits)
     flat_targets, counted = checked_targets(
         targets, vocab, mask, ignore_index, of="logits", reference=logits
     )
@@ -230,19 +232,16 @@ def token_stats(
     by_formula = torch.compiler.is_compiling() or (
         class_weight is not None and class_weight.requires_grad
     )
+    flat = logits.reshape(targets.numel(), vocab)
     if chosen_one == "reference" or (implementation is None and by_formula):
-        return _shaped(
-            reference(
-                logits.reshape(-1, vocab), flat_targets, counted, class_weight, scaling,
-                mean_logp, entropy,
-            ),
-            targets.shape,
-        )  # fmt: skip
-    found = _FromLogits.apply(  # type: ignore[no-untyped-call]  # torch's apply
-        logits.reshape(-1, vocab), flat_targets, counted, class_weight, scaling,
-        Wanted(mean_logp, entropy), arithmetic_of(chosen_one),
-    )  # fmt: skip
-    return _shaped(TokenStats(*found), targets.shape)
+        stats = reference(flat, flat_targets, counted, class_weight, scaling, mean_logp, entropy)
+    else:
+        wanted, arithmetic = Wanted(mean_logp, entropy), arithmetic_of(chosen_one)
+        found = _FromLogits.apply(  # type: ignore[no-untyped-call]  # torch's apply
+            flat, flat_targets, counted, class_weight, scaling, wanted, arithmetic
+        )
+        stats = TokenStats(*found)
+    return _shaped(stats, targets.shape)
 
 
 def _shaped(stats: TokenStats, shape: torch.Size) -> TokenStats:
@@ -370,16 +369,17 @@ def linear_token_stats(
     check_linear(hidden, weight, bias)
     vocab = weight.shape[0]
     scaling = checked_scaling(temperature, softcap)
-    checked_class_weight(class_weight, vocab)
+    check_class_weight(class_weight, vocab, of="hidden", reference=hidden)
     check_workspace(workspace)
     flat_targets, counted = checked_targets(
         targets, vocab, mask, ignore_index, of="hidden", reference=hidden
     )
     chosen_one = chosen(implementation, hidden, weight, bias, class_weight)
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = hidden.reshape(targets.numel(), hidden.shape[-1])
     if chosen_one == "reference":
+        cast = as_autocast(flat, weight, bias)
         with without_autocast(hidden):
-            logits = linear_logits(*as_autocast(flat, weight, bias), counted)  # type: ignore[arg-type]  # the first two are tensors
+            logits = linear_logits(*cast, counted)
             stats = reference(
                 logits, flat_targets, counted, class_weight, scaling, mean_logp, entropy
             )
@@ -468,7 +468,7 @@ def _linear_statistics(
         sums = chunked.statistics(
             tiles, targets, weights, scaling, Wanted(mean, entropy), arithmetic_of(implementation)
         )
-    return tuple(sums)
+    return sums.logps, sums.log_normalizer, sums.mean_logp, sums.entropy, sums.state
 
 
 @_linear_statistics.register_fake
@@ -575,8 +575,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = [g if wanted else None for g, wanted in zip(found, wants, strict=True)]
     if torch.is_grad_enabled():
         gradients = [
-            no_second_derivative(gradient, source)
-            for gradient, source in zip(gradients, inputs[:3], strict=True)
+            no_second_derivative(gradient, *inputs[:3], *arriving) for gradient in gradients
         ]
     return (*gradients, *[None] * 8)
 

@@ -28,6 +28,8 @@ from lmlosses._checks import (
     compute_dtype,
     reads_values,
 )
+from lmlosses.logprobs import token_stats
+from lmlosses.losses.language import token_cross_entropy
 
 
 def _check_class_indices(targets: Tensor, *, of: str, scores: Tensor) -> None:
@@ -98,22 +100,6 @@ def _soft_cross_entropy_terms(
     return terms if weight is None else terms * weight
 
 
-def _index_cross_entropy_parts(
-    logps: Tensor, targets: Tensor, label_smoothing: float, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Surprise at the target class, and what the evenly spread share adds for each sample."""
-    targets = targets.long()
-    surprise = -logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    if weight is not None:
-        surprise = surprise * weight[targets]
-    if label_smoothing == 0:
-        return surprise, torch.zeros_like(surprise)
-    allowed = logps != -math.inf
-    spread = torch.where(allowed, -logps, 0.0)
-    spread = (spread if weight is None else spread * weight).sum(dim=-1)
-    return surprise, spread * (label_smoothing / allowed.sum(dim=-1).to(logps.dtype))
-
-
 def cross_entropy(
     logits: Float[Tensor, "*batch classes"],
     targets: Integer[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
@@ -167,17 +153,19 @@ def cross_entropy(
     """
     _check_class_targets(targets, of="logits", scores=logits)
     check_in_unit_interval(label_smoothing=label_smoothing)
-    dtype = (
-        compute_dtype(logits, targets) if targets.is_floating_point() else compute_dtype(logits)
-    )
     if weight is not None:
         _check_class_weight(weight, logits.shape[-1])
-        weight = weight.to(dtype)
-    logps = logits.to(dtype).log_softmax(dim=-1)
     if targets.is_floating_point():
+        dtype = compute_dtype(logits, targets)
+        logps = logits.to(dtype).log_softmax(dim=-1)
+        weight = None if weight is None else weight.to(dtype)
         return _soft_cross_entropy_terms(logps, targets, label_smoothing, weight).sum(dim=-1)
-    surprise, spread = _index_cross_entropy_parts(logps, targets, label_smoothing, weight)
-    return (1 - label_smoothing) * surprise + spread
+    stats = token_stats(logits, targets, mean_logp=label_smoothing > 0, class_weight=weight)
+    return token_cross_entropy(
+        stats,
+        label_smoothing=label_smoothing,
+        target_weight=None if weight is None else weight.to(stats.logps.dtype)[targets.long()],
+    )
 
 
 def binary_cross_entropy(

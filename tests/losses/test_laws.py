@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmlosses import losses, normalizers
-from lmlosses.losses import classification, divergence, ranking, regression
+from lmlosses import losses, normalizers, token_stats
+from lmlosses.losses import classification, divergence, language, ranking, regression
 
 CLASSES = 5
 
@@ -95,10 +95,16 @@ PLAIN = {
     "softmax_jacobian": Case(lambda z: normalizers.softmax_jacobian(z, temperature=0.7), ("row",)),
 }
 
-# composed with a normalization, so that any real numbers make valid arguments
+# composed, with a normalization or with statistics, so that any real numbers make valid arguments
 COMPOSED = {
     "cross_entropy of probabilities": Case(
         lambda z, t: losses.cross_entropy(z, t.softmax(-1), label_smoothing=0.1), ("row", "row")
+    ),
+    "token_cross_entropy": Case(
+        lambda z, target: losses.token_cross_entropy(
+            token_stats(z, target, mean_logp=True), label_smoothing=0.1, z_loss=0.2
+        ),
+        ("row", "index"),
     ),
     "brier": Case(lambda z, target: losses.brier(z.softmax(-1), target), ("row", "index")),
     "brier of probabilities": Case(
@@ -132,13 +138,16 @@ def _track(arguments: list[Tensor]) -> list[Tensor]:
 
 
 def test_every_exported_loss_is_in_the_table():
-    assert set(losses.__all__) <= {word for name in NAMES for word in name.split()}
+    # a scalar of five tensors, with laws of its own in test_language.py
+    assert set(losses.__all__) - {"linear_cross_entropy"} <= {
+        word for name in NAMES for word in name.split()
+    }
 
 
 def test_the_package_exports_what_its_modules_define():
     public = {
         name
-        for module in (classification, divergence, ranking, regression)
+        for module in (classification, divergence, language, ranking, regression)
         for name, value in vars(module).items()
         if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
     }
