@@ -10,11 +10,14 @@ within 4 units in the last place, in float32 and float64. It departs from it on 
 * targets are checked on the CPU and never on a GPU, so that no call waits for one;
 * ``size_average`` and ``reduce``, long replaced by ``reduction``, are refused.
 
+`LinearCrossEntropyLoss` and `linear_cross_entropy`, which take the hidden states instead of the
+logits, agree with their models in torch to the rounding of the products.
+
 The functions in `lmlosses.losses`, followed by a named reduction, say more with less.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,7 @@ from lmlosses._checks import (
     check_floating,
     check_in_unit_interval,
     check_indices,
+    check_integer,
     check_min_ndim,
     check_non_negative,
     check_not_empty_axis,
@@ -35,7 +39,9 @@ from lmlosses._checks import (
     compute_dtype,
     reads_values,
 )
-from lmlosses.logprobs import token_stats
+from lmlosses.logprobs import linear_token_stats, token_stats
+from lmlosses.logprobs.tokens import WORKSPACE
+from lmlosses.losses import language
 from lmlosses.losses.classification import (
     _binary_cross_entropy_as_torch,
     _check_broadcasts,
@@ -368,6 +374,249 @@ class CrossEntropyLoss(_Criterion):
         """Log-probabilities, normalized along torch's axis as torch does, and moved to the end."""
         logps = input.to(compute_dtype(input)).log_softmax(dim=axis).movedim(axis, -1)
         return logps, None if self.weight is None else self.weight.to(logps.dtype)
+
+
+def _check_options(options: None) -> None:
+    if options is not None:
+        raise ValueError(
+            "options tune torch's chunks, and there are none to tune here: leave them out, and "
+            f"give a workspace in bytes if need be; got {options!r}"
+        )
+
+
+def linear_cross_entropy(
+    input: Float[Tensor, "..."],
+    linear_weight: Float[Tensor, "..."],
+    target: Shaped[Tensor, "..."],
+    *,
+    linear_bias: Float[Tensor, "..."] | None = None,
+    weight: Float[Tensor, " classes"] | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: None = None,
+    workspace: int = WORKSPACE,
+) -> Float[Tensor, "..."]:
+    """Cross-entropy of a linear layer's output, with the arguments of torch's function.
+
+    It stands in for ``torch.nn.functional.linear_cross_entropy`` and gives its numbers to the
+    rounding of the products. `lmlosses.linear_cross_entropy` is the same loss in this library's
+    own terms, with more of them.
+
+    Args:
+        input: Hidden states ``[dim]`` or ``[batch, dim]``.
+        linear_weight: Output matrix ``[classes, *axes, dim]``.
+        target: Class indices ``[batch, *axes]``, or probabilities ``[batch, classes, *axes]``:
+            the dtype decides. Probabilities have the size of the logits, which are then formed
+            as a whole.
+        linear_bias: Added to the logits, ``[classes, *axes]``.
+        weight: Factor for each class. A mean over class indices divides by the weights of the
+            targets that count.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        ignore_index: Target index that does not count, -100 by default; class indices only.
+        label_smoothing: Share of the target mass that is spread evenly over the classes.
+        options: Refused; there are no chunks to tune.
+        workspace: Bytes to work in, as in `lmlosses.linear_cross_entropy`.
+
+    Returns:
+        A scalar, or one loss per target for ``"none"``, in at least float32.
+
+    Raises:
+        TypeError: If a tensor has the wrong kind of dtype.
+        ValueError: If shapes disagree, a setting is out of range, or ``options`` are given.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import linear_cross_entropy
+        >>> linear_cross_entropy(torch.ones(2, 3), torch.zeros(4, 3), torch.tensor([0, -100]))
+        tensor(1.3863)
+    """
+    criterion = CrossEntropyLoss(weight=weight, reduction=reduction)
+    _check_options(options)
+    check_floating(input=input, linear_weight=linear_weight)
+    check_tensor(target=target)
+    check_min_ndim("input", input, 1)
+    check_min_ndim("linear_weight", linear_weight, 2)
+    if input.ndim > 2 or (input.ndim == 1 and linear_weight.ndim > 2):
+        raise ValueError(
+            "input must have shape [batch, dim], or [dim] with a linear_weight of two axes; got "
+            f"{tuple(input.shape)} with {tuple(linear_weight.shape)}"
+        )
+    classes, *axes, dim = linear_weight.shape
+    if linear_bias is not None:
+        check_floating(linear_bias=linear_bias)
+        meaning = "the shape of linear_weight without its last axis"
+        check_shape("linear_bias", linear_bias, (classes, *axes), meaning=meaning)
+    if target.is_floating_point():
+        logits = F.linear(
+            input,
+            linear_weight.reshape(-1, dim),
+            None if linear_bias is None else linear_bias.reshape(-1),
+        )
+        criterion.label_smoothing = label_smoothing
+        if ignore_index is not None:
+            criterion.ignore_index = ignore_index
+        result: Tensor = criterion(logits.reshape(*input.shape[:-1], classes, *axes), target)
+        return result
+
+    shape = (*input.shape[:-1], *axes)
+    check_shape("target", target, shape, meaning="the batch of input, then the axes of loss")
+    index = -100 if ignore_index is None else ignore_index
+    check_integer(target=target)
+    indices = target.long().masked_fill(target.long() == index, 0)
+    check_indices("target", indices, classes, of="the classes, or be ignore_index")
+    if weight is not None:
+        check_floating(weight=weight)
+        check_shape("weight", weight, (classes,), meaning="one entry per class")
+    settings: dict[str, Any] = {"ignore_index": index, "class_weight": weight}
+    losses: Any = _per_target
+    if reduction != "none":
+        losses = language.linear_cross_entropy
+        dtype = compute_dtype(input)
+        settings["normalizer"] = _normalizer(target, index, weight, reduction, dtype)
+
+    # each position along the axes has an output matrix of its own
+    found = [
+        losses(
+            input,
+            linear_weight.reshape(classes, -1, dim)[:, position],
+            target.reshape(*input.shape[:-1], -1)[..., position],
+            bias=None if linear_bias is None else linear_bias.reshape(classes, -1)[:, position],
+            label_smoothing=label_smoothing,
+            workspace=workspace,
+            **settings,
+        )
+        for position in range(math.prod(axes))
+    ]
+    if reduction == "none":
+        return torch.stack(found, dim=-1).reshape(shape)
+    return torch.stack(found).sum()
+
+
+def _normalizer(
+    target: Tensor, index: int, weight: Tensor | None, reduction: str, dtype: torch.dtype
+) -> float | Tensor:
+    """What torch divides by; 1 where nothing counts."""
+    if reduction == "sum":
+        return 1.0
+    counted = target.long() != index
+    if weight is None:
+        total = counted.sum().to(dtype)
+    else:
+        of_targets = weight.to(dtype)[target.long().masked_fill(~counted, 0)]
+        total = of_targets.masked_fill(~counted, 0.0).sum()
+    return total.masked_fill(total == 0, 1.0)
+
+
+def _per_target(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    workspace: int,
+) -> Tensor:
+    """One loss per target, from statistics."""
+    stats = linear_token_stats(
+        hidden, weight, targets, bias, mean_logp=label_smoothing > 0, ignore_index=ignore_index,
+        class_weight=class_weight, workspace=workspace,
+    )  # fmt: skip
+    target_weight = None
+    if class_weight is not None:
+        counted = targets.long() != ignore_index
+        target_weight = class_weight.to(stats.logps.dtype)[targets.long().masked_fill(~counted, 0)]
+    return language.token_cross_entropy(
+        stats, label_smoothing=label_smoothing, target_weight=target_weight
+    )
+
+
+class LinearCrossEntropyLoss(_Criterion):
+    """Linear layer and cross-entropy as one module, lean in memory, with torch's arguments.
+
+    The layer is ``self.linear``, as in ``torch.nn.LinearCrossEntropyLoss``, whose state this
+    module loads; to tie it to an embedding set ``criterion.linear.weight = embedding.weight``.
+
+    Args:
+        in_features: Size of the hidden states.
+        num_classes: Number of classes.
+        out_features: Further axes of the target, each position with an output matrix of its own.
+        bias: Whether the layer has a bias.
+        device: Where the layer is made.
+        dtype: Of the layer.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        weight: Factor for each class.
+        ignore_index: Target index that does not count, -100 by default; class indices only.
+        label_smoothing: Share of the target mass that is spread evenly over the classes.
+        options: Refused; there are no chunks to tune.
+        workspace: Bytes to work in, as in `lmlosses.linear_cross_entropy`.
+
+    Raises:
+        TypeError: If ``weight`` is not floating point or a setting is no number.
+        ValueError: If a setting is out of range, ``weight`` has not one entry per class, or
+            ``options`` are given.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses.nn import LinearCrossEntropyLoss
+        >>> criterion = LinearCrossEntropyLoss(3, 4)
+        >>> _ = torch.nn.init.zeros_(criterion.linear.weight)
+        >>> print(f"{criterion(torch.ones(2, 3), torch.tensor([0, 3])).item():.4f}")
+        1.3863
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: Reduction = "mean",
+        weight: Float[Tensor, " classes"] | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: None = None,
+        workspace: int = WORKSPACE,
+    ) -> None:
+        super().__init__(None, None, reduction)
+        _check_options(options)
+        check_in_unit_interval(open_right=False, label_smoothing=label_smoothing)
+        if weight is not None:
+            check_floating(weight=weight)
+            check_shape("weight", weight, (num_classes,), meaning="one entry per class")
+        self.num_classes = num_classes
+        self.out_features = tuple(out_features)
+        rows = num_classes * math.prod(self.out_features)
+        self.linear = torch.nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.workspace = workspace
+
+    def forward(
+        self, input: Float[Tensor, "..."], target: Shaped[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Loss of hidden states (``input``) ``[dim]`` or ``[batch, dim]``."""
+        shape = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*shape, -1),
+            target,
+            linear_bias=None if bias is None else bias.reshape(shape),
+            weight=self.weight,
+            reduction=self.reduction,  # type: ignore[arg-type]  # checked when it was set
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            workspace=self.workspace,
+        )
 
 
 class BCEWithLogitsLoss(_Criterion):

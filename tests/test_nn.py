@@ -286,7 +286,11 @@ def test_every_criterion_is_tested():
         for name, value in vars(nn).items()
         if inspect.isclass(value) and value.__module__ == nn.__name__ and not name.startswith("_")
     }
-    assert defined == set(NAMES) == {case.name for case in CASES.values()}
+    assert (
+        defined - {"LinearCrossEntropyLoss"}
+        == set(NAMES)
+        == {case.name for case in CASES.values()}
+    )
 
 
 @pytest.mark.parametrize("name", ["CrossEntropyLoss, weighted", "BCEWithLogitsLoss, weighted"])
@@ -587,3 +591,152 @@ def test_refuses_settings_out_of_range():
         TypeError, match="^target must be a floating-point tensor; got torch.int64$"
     ):
         nn.KLDivLoss()(torch.zeros(2), torch.tensor([0, 1]))
+
+
+# the layer and the loss in one: equal to torch to the rounding of the products
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("axes", [(), (2, 3)])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_cross_entropy_loss_agrees_with_torchs(
+    reduction, axes, soft, weighted, smoothing, bias
+):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(11, generator=generator, dtype=torch.float64) if weighted else None
+    settings = {
+        "out_features": axes, "bias": bias, "dtype": torch.float64, "reduction": reduction,
+        "weight": weight, "label_smoothing": smoothing,
+    }  # fmt: skip
+    theirs = torch.nn.LinearCrossEntropyLoss(5, 11, **settings)
+    ours = nn.LinearCrossEntropyLoss(5, 11, **settings)
+    ours.load_state_dict(theirs.state_dict())
+    hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    if soft:
+        target = torch.randn(7, 11, *axes, generator=generator, dtype=torch.float64).softmax(1)
+    else:
+        target = torch.randint(11, (7, *axes), generator=generator)
+        target[2] = -100
+    results = []
+    for criterion in (ours, theirs):
+        leaf = hidden.clone().requires_grad_()
+        loss = criterion(leaf, target)
+        gradients = torch.autograd.grad(loss.sum(), [leaf, *criterion.parameters()])
+        results.append((loss, *gradients))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_linear_cross_entropy_agrees_with_torchs_chunked_function(reduction):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = _real(9, 5)(generator, torch.float64), _real(7, 5)(generator, torch.float64)
+    target = _index(9, ignored=True)(generator, torch.float64)
+    target[0] = 3
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=4)
+    functional = torch.nn.functional.linear_cross_entropy
+    for index, shown in ((None, target), (3, target.masked_fill(target == -100, 2))):
+        settings = {"reduction": reduction, "ignore_index": index}
+        expected = functional(hidden, weight, shown, options=options, **settings)
+        found = nn.linear_cross_entropy(hidden, weight, shown, **settings)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_linear_cross_entropy_loss_has_torchs_arguments_and_a_workspace():
+    for ours, theirs in (
+        (nn.LinearCrossEntropyLoss, torch.nn.LinearCrossEntropyLoss),
+        (nn.linear_cross_entropy, torch.nn.functional.linear_cross_entropy),
+    ):
+        parameters, model = (inspect.signature(f).parameters for f in (ours, theirs))
+        assert list(parameters) == [*model, "workspace"]
+        for name, parameter in model.items():
+            assert (parameters[name].default, parameters[name].kind) == (
+                parameter.default,
+                parameter.kind,
+            ), name
+
+
+def test_linear_cross_entropy_loss_of_one_sample_is_a_scalar():
+    criterion = nn.LinearCrossEntropyLoss(3, 4)
+    hidden = torch.ones(3)
+    expected = torch.nn.functional.cross_entropy(criterion.linear(hidden), torch.tensor(2))
+    torch.testing.assert_close(criterion(hidden, torch.tensor(2)), expected)
+    settings = {"reduction": "none"}
+    loss = nn.linear_cross_entropy(hidden, criterion.linear.weight, torch.tensor(2), **settings)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("axes", [(), (2,)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_linear_cross_entropy_of_ignored_targets_is_zero_with_zero_gradients(axes, weighted):
+    criterion = nn.LinearCrossEntropyLoss(
+        3, 4, out_features=axes, weight=torch.rand(4) if weighted else None
+    )
+    hidden = torch.full((5, 3), math.nan, requires_grad=True)
+    loss = criterion(hidden, torch.full((5, *axes), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert not hidden.grad.any() and not criterion.linear.weight.grad.any()
+
+
+def test_a_tied_embedding_gets_the_gradient_of_both_its_uses():
+    generator = torch.Generator().manual_seed(0)
+    ids, target = torch.randint(9, (2, 12), generator=generator)
+    gradients = []
+    for lean in (True, False):
+        torch.manual_seed(1)
+        embedding = torch.nn.Embedding(9, 6, dtype=torch.float64)
+        criterion = nn.LinearCrossEntropyLoss(6, 9, dtype=torch.float64)
+        criterion.linear.weight = embedding.weight
+        hidden = embedding(ids).tanh()
+        if lean:
+            criterion(hidden, target).backward()
+        else:
+            logits = criterion.linear(hidden)
+            torch.nn.functional.cross_entropy(logits, target).backward()
+        gradients.append(embedding.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"input": torch.zeros(1, 2, 3)},
+            r"input must have shape \[batch, dim\].*\(1, 2, 3\)",
+        ),
+        ({"linear_weight": torch.zeros(3)}, "linear_weight must have at least 2 axes"),
+        ({"linear_weight": torch.zeros(4, 5)}, r"weight must have shape \(vocab, 3\)"),
+        ({"target": torch.tensor([0, 1, 2])}, r"target must have shape \(2,\).*got \(3,\)"),
+        ({"target": torch.tensor([0, 4])}, r"target must lie in \[0, 4\).*from 0 to 4"),
+        ({"linear_bias": torch.zeros(5)}, r"linear_bias must have shape \(4,\).*got \(5,\)"),
+        ({"weight": torch.ones(3)}, r"weight must have shape \(4,\).*got \(3,\)"),
+        ({"reduction": "median"}, "reduction must be one of none, mean, sum; got 'median'"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\]; got 1.5"),
+        ({"options": 256}, "options tune torch's chunks.*got 256"),
+    ],
+)
+def test_linear_cross_entropy_names_what_it_refuses(change, message):
+    arguments = {
+        "input": torch.zeros(2, 3),
+        "linear_weight": torch.zeros(4, 3),
+        "target": torch.tensor([0, 3]),
+    }
+    with pytest.raises(ValueError, match=message):
+        nn.linear_cross_entropy(**(arguments | change))
+
+
+@pytest.mark.bad_input
+def test_linear_cross_entropy_loss_names_what_it_refuses():
+    with pytest.raises(ValueError, match=r"weight must have shape \(4,\).*got \(3,\)"):
+        nn.LinearCrossEntropyLoss(3, 4, weight=torch.ones(3))
+    with pytest.raises(ValueError, match="options tune torch's chunks"):
+        nn.LinearCrossEntropyLoss(3, 4, options=torch.nn.LinearCrossEntropyOptions())
+    with pytest.raises(ValueError, match="label_smoothing must lie in"):
+        nn.LinearCrossEntropyLoss(3, 4, label_smoothing=-0.1)
+    with pytest.raises(ValueError, match="ignore_index needs targets that are class indices"):
+        criterion = nn.LinearCrossEntropyLoss(3, 4, ignore_index=2)
+        criterion(torch.zeros(2, 3), torch.full((2, 4), 0.25))
