@@ -1,30 +1,99 @@
-"""Time two ways of doing one thing, interleaved, and give their ratio."""
+"""Time several ways of doing one thing, interleaved; measure the memory of each in a new process."""
 
 import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 
-def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int = 25) -> float:
-    """Median over rounds of our process time divided by theirs, measured in pairs.
+ROOT = Path(__file__).resolve().parents[1]
 
-    Each round runs both, in alternating order, so that a slow moment of the machine hits both.
+
+def _clock(device: str) -> Callable[[], float]:
+    """Process seconds; on a GPU wall seconds, when it is done."""
+    if not device.startswith("cuda"):
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def seconds(
+    ways: dict[str, Callable[[], Any]], *, rounds: int = 25, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds that each way takes, round by round.
+
+    Each round runs all of them, every other round in reverse, so that a slow moment of the
+    machine hits all.
     """
-    for warm_up in (ours, theirs):
-        warm_up()
-    quotients = []
+    clock = _clock(device)
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    gc.collect()
     gc.disable()
     try:
         for position in range(rounds):
-            pair = (ours, theirs) if position % 2 else (theirs, ours)
-            seconds = {}
-            for way in pair:
-                start = time.process_time()
-                way()
-                seconds[way] = time.process_time() - start
-            quotients.append(seconds[ours] / seconds[theirs])
+            for name in list(ways) if position % 2 else list(ways)[::-1]:
+                start = clock()
+                ways[name]()
+                found[name].append(clock() - start)
     finally:
         gc.enable()
-    return statistics.median(quotients)
+    return found
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median over rounds of one time divided by another."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int = 25) -> float:
+    """Median over rounds of our process time divided by theirs, measured in pairs."""
+    found = seconds({"ours": ours, "theirs": theirs}, rounds=rounds)
+    return median_ratio(found["ours"], found["theirs"])
+
+
+def peak(prepare: Callable[[], Callable[[], Any]], *, device: str = "cpu") -> int:
+    """Bytes held at the worst moment of a step beyond what its preparation left behind.
+
+    On a processor this is resident memory, and a process is good for one measurement only: what
+    an earlier step left with the allocator would not be counted.
+    """
+    step = prepare()
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status: this measurement needs Linux")
+
+
+def in_new_process(module: str, *arguments: str) -> str:
+    """Run a module of the benchmarks by itself and give what it prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr}")
+    return done.stdout.strip()

@@ -5,11 +5,15 @@ then does it know the upstream gradients. A scalar loss knows them as soon as a 
 complete. So the exponentials of a row block are kept until its normalizer is known and then turned
 into the gradient, which saves one of four products. They are kept in the memory of the weight's
 gradient where it has room (no more tokens than dimensions), else in the workspace, for as many
-tokens at a time as fit. Where neither is worth it, tiles are formed twice after all.
+tokens at a time as fit.
+
+Where that is not worth it, the loss is taken from `linear_token_stats` after all. So it is in
+half precision, where a gradient that was rounded before the loss scale arrives could be lost, and
+with a soft cap, whose slope needs the logits again.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +26,7 @@ from lmlosses.logprobs.statistics import Scaling, TokenStats
 from lmlosses.logprobs.tokens import (
     Implementation,
     arithmetic_of,
-    as_autocast,
+    autocast_dtype,
     check_class_weight,
     check_linear,
     check_workspace,
@@ -66,22 +70,29 @@ def _value_and_upstream(
     return loss.detach(), Upstream(*(None if s is None else next(gradients) for s in leaves))
 
 
-def _room(tiles: LinearTiles, workspace: int) -> tuple[int, Callable[[Block], Tensor]] | None:
-    """How many rows can be kept at once, and where a tile of theirs is kept."""
-    gradient, size = tiles.weight_gradient, tiles.dtype.itemsize
+def _rows_kept(hidden: Tensor, weight: Tensor, workspace: int) -> int:
+    """For how many tokens at a time the exponentials can be kept; 0 if that is not worth it."""
+    (tokens, dim), vocab = hidden.shape, weight.shape[0]
+    if weight.requires_grad and tokens <= dim:
+        return tokens
+    rows = min(int(_SHARE_KEPT * workspace) // (hidden.dtype.itemsize * vocab), tokens)
+    if rows < min(_LEAST_KEPT_ROWS, tokens):
+        return 0
+    # equal row blocks, so that the last one is not a small rest
+    return -(-tokens // -(-tokens // rows)) if rows else 0
+
+
+def _place(tiles: LinearTiles, rows: int) -> Callable[[Block], Tensor]:
+    """Where a tile is kept."""
+    gradient = tiles.weight_gradient
     if gradient is not None and tiles.tokens <= tiles.dim:
 
         def in_gradient(block: Block) -> Tensor:
-            rows, width = block.shape
-            return gradient[block.cols].view(-1)[: rows * width].view(rows, width)
+            height, width = block.shape
+            return gradient[block.cols].view(-1)[: height * width].view(height, width)
 
-        return tiles.tokens, in_gradient
+        return in_gradient
 
-    rows = min(int(_SHARE_KEPT * workspace) // (size * tiles.vocab), tiles.tokens)
-    if rows < min(_LEAST_KEPT_ROWS, tiles.tokens):
-        return None
-    # equal row blocks, so that the last one is not a small rest
-    rows = -(-tiles.tokens // -(-tiles.tokens // rows))
     kept = tiles.hidden.new_empty(rows * tiles.vocab)
 
     def in_workspace(block: Block) -> Tensor:
@@ -89,41 +100,28 @@ def _room(tiles: LinearTiles, workspace: int) -> tuple[int, Callable[[Block], Te
         start = height * block.cols.start
         return kept[start : start + height * width].view(height, width)
 
-    return rows, in_workspace
+    return in_workspace
+
+
+class Settings(NamedTuple):
+    """What a scalar loss is made of besides tensors."""
+
+    scaling: Scaling
+    wanted: Wanted
+    loss_of: LossOf
+    arithmetic: Arithmetic
+    rows_at_once: int
+    workspace: int
 
 
 def value_and_gradient(
-    tiles: LinearTiles,
-    targets: Tensor,
-    class_weight: Tensor | None,
-    scaling: Scaling,
-    wanted: Wanted,
-    loss_of: LossOf,
-    arithmetic: Arithmetic,
-    workspace: int,
+    tiles: LinearTiles, targets: Tensor, class_weight: Tensor | None, settings: Settings
 ) -> Tensor:
     """The loss; its gradients end up in ``tiles``."""
-    bias = tiles.bias
-    may_keep = (
-        tiles.hidden.dtype == tiles.dtype
-        and scaling.softcap is None
-        and not (wanted.mean and bias is not None and chunked.may_forbid(bias))
-        and tiles.tokens > 0
-    )
-    room = _room(tiles, workspace) if may_keep else None
-    if room is None:
-        sums = chunked.statistics(tiles, targets, class_weight, scaling, wanted, arithmetic)
-        loss, upstream = _value_and_upstream(sums, slice(0, tiles.tokens), loss_of, wanted)
-        chunked.differentiate_all(
-            tiles, targets, sums.state, upstream, class_weight, scaling, arithmetic
-        )
-        return loss
     loss = torch.zeros((), dtype=tiles.dtype, device=targets.device)
-    rows_at_once, place = room
-    for rows in chunked.slices(tiles.tokens, rows_at_once):
-        loss += _row_block(
-            tiles, rows, place, targets[rows], class_weight, scaling, wanted, loss_of, arithmetic
-        )
+    place = _place(tiles, settings.rows_at_once)
+    for rows in chunked.slices(tiles.tokens, max(settings.rows_at_once, 1)):
+        loss += _row_block(tiles, rows, place, targets[rows], class_weight, settings)
     return loss
 
 
@@ -133,23 +131,23 @@ def _row_block(
     place: Callable[[Block], Tensor],
     targets: Tensor,
     class_weight: Tensor | None,
-    scaling: Scaling,
-    wanted: Wanted,
-    loss_of: LossOf,
-    arithmetic: Arithmetic,
+    settings: Settings,
 ) -> Tensor:
     """Loss and gradient of some tokens, whose exponentials are kept in between."""
+    scaling, wanted = settings.scaling, settings.wanted
     state = chunked.new_state(targets, tiles.dtype)
     scratch = Buffer(targets, tiles.dtype)
     shifts = []
     for cols in tiles.columns():
         block = Block(rows, cols)
         tile = tiles.tile(block, out=place(block))
-        arithmetic.merge(tile, cols, targets, state, class_weight, scaling, wanted, scratch)
+        settings.arithmetic.merge(
+            tile, cols, targets, state, class_weight, scaling, wanted, scratch
+        )
         shifts.append(state[chunked.SHIFT].clone())
 
     sums = chunked.finish(state, wanted)
-    loss, upstream = _value_and_upstream(sums, rows, loss_of, wanted)
+    loss, upstream = _value_and_upstream(sums, rows, settings.loss_of, wanted)
     found = chunked.coefficients(state, upstream, scaling)
     for cols, shift in zip(tiles.columns(), shifts, strict=True):
         block = Block(rows, cols)
@@ -165,21 +163,15 @@ def _row_block(
 
 def _formed(
     inputs: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None],
-    settings: tuple[Scaling, Wanted, LossOf, Arithmetic, int],
+    settings: Settings,
     wants: tuple[bool, bool, bool],
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss and, in the inputs' dtypes, its gradients."""
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The loss and its gradients."""
     hidden, weight, bias, targets, class_weight = inputs
-    scaling, wanted, loss_of, arithmetic, workspace = settings
     with without_autocast(hidden):
-        tiles = LinearTiles(hidden, weight, bias, workspace, gradients=wants)
-        loss = value_and_gradient(
-            tiles, targets, class_weight, scaling, wanted, loss_of, arithmetic, workspace
-        )
-    return loss, [
-        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
-        for gradient, tensor in zip(tiles.gradients(), (hidden, weight, bias), strict=True)
-    ]
+        tiles = LinearTiles(hidden, weight, bias, settings.workspace, gradients=wants)
+        loss = value_and_gradient(tiles, targets, class_weight, settings)
+    return loss, tiles.gradients()
 
 
 class ScalarLoss(torch.autograd.Function):
@@ -193,17 +185,13 @@ class ScalarLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         class_weight: Tensor | None,
-        scaling: Scaling,
-        wanted: Wanted,
-        loss_of: LossOf,
-        arithmetic: Arithmetic,
-        workspace: int,
+        settings: Settings,
     ) -> Tensor:
-        """The loss, at least in float32."""
+        """The loss."""
         inputs = (hidden, weight, bias, targets, class_weight)
         ctx.save_for_backward(*inputs)
-        ctx.settings = (scaling, wanted, loss_of, arithmetic, workspace)
-        loss, ctx.gradients = _formed(inputs, ctx.settings, ctx.needs_input_grad[:3])
+        ctx.settings = settings
+        loss, ctx.gradients = _formed(inputs, settings, ctx.needs_input_grad[:3])
         return loss
 
     @staticmethod
@@ -218,11 +206,11 @@ class ScalarLoss(torch.autograd.Function):
             for gradient in gradients:
                 # on a GPU nothing is read back to see whether there is nothing to do
                 if gradient is not None and (upstream.device.type != "cpu" or upstream != 1):
-                    gradient.mul_(upstream.to(gradient.dtype))
+                    gradient.mul_(upstream)
         if torch.is_grad_enabled():
             sources = (*ctx.saved_tensors[:3], upstream)
             gradients = [no_second_derivative(gradient, *sources) for gradient in gradients]
-        return (*gradients, *[None] * 7)
+        return (*gradients, None, None, None)
 
 
 def linear_scalar_loss(
@@ -256,14 +244,18 @@ def linear_scalar_loss(
     class_weight = None if class_weight is None else class_weight.detach()
     flat = hidden.reshape(targets.numel(), hidden.shape[-1])
     by_name = chosen(implementation, hidden, weight, bias, class_weight)
-    differentiated = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+    wanted = Wanted(mean_logp, entropy=False)
+    from_statistics = (
+        by_name == "reference"
+        or torch.compiler.is_compiling()
+        or not _may_keep(hidden, weight, bias, scaling, wanted)
     )
-    whole = by_name == "reference" or torch.compiler.is_compiling() or not differentiated
-    rows = None
-    if not whole:
+    rows_at_once = 0
+    if not from_statistics:
         flat, flat_targets, rows = select_counted(flat, flat_targets, counted)
         counted = counted if rows is None else None
+        rows_at_once = _rows_kept(flat, weight, workspace)
+        from_statistics = rows_at_once == 0
 
     dtype = compute_dtype(flat)
     target_weight = None if class_weight is None else class_weight.to(dtype)[flat_targets]
@@ -275,19 +267,32 @@ def linear_scalar_loss(
             values = values.masked_fill(~counted[rows], 0.0)
         return values.sum() / divisor
 
-    if whole:
+    if from_statistics:
         stats = linear_token_stats(
             flat, weight, flat_targets, bias, mask=counted, mean_logp=mean_logp,
             class_weight=class_weight, temperature=temperature, softcap=softcap,
             implementation=by_name, workspace=workspace,
         )  # fmt: skip
         return loss_of(stats, slice(None))
-    result: Tensor = ScalarLoss.apply(  # type: ignore[no-untyped-call]  # torch's apply
-        *as_autocast(flat, weight, bias), flat_targets,
-        None if class_weight is None else class_weight.to(dtype), scaling,
-        Wanted(mean_logp, False), loss_of, arithmetic_of(by_name), workspace,
-    )  # fmt: skip
+    weights = None if class_weight is None else class_weight.to(dtype)
+    settings = Settings(scaling, wanted, loss_of, arithmetic_of(by_name), rows_at_once, workspace)
+    result: Tensor = ScalarLoss.apply(flat, weight, bias, flat_targets, weights, settings)  # type: ignore[no-untyped-call]  # torch's apply
     return result
+
+
+def _may_keep(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling, wanted: Wanted
+) -> bool:
+    """Whether a gradient can be made of kept exponentials."""
+    tensors = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in tensors)
+        and autocast_dtype(hidden) is None
+        and all(tensor.dtype == compute_dtype(hidden) for tensor in tensors)
+        and scaling.softcap is None
+        and not (wanted.mean and bias is not None and chunked.may_forbid(bias))
+    )
 
 
 def _divisor(

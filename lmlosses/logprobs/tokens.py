@@ -142,15 +142,21 @@ def check_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix:
     check_same_device(of=names[0], reference=hidden, **{names[1]: weight, names[2]: bias})
 
 
+def autocast_dtype(hidden: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast would multiply these hidden states; None if it is off."""
+    device = hidden.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return None
+    return None if hidden.dtype == torch.float64 else torch.get_autocast_dtype(device)
+
+
 def as_autocast(
     hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in the dtype in which autocast would multiply them; all of one dtype."""
-    device = hidden.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        if hidden.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-            return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    dtype = autocast_dtype(hidden)
+    if dtype is not None:
+        return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, tensor in {"weight": weight, "bias": bias}.items():
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise TypeError(

@@ -110,8 +110,10 @@ def linear_cross_entropy(
     .. math:: M = \frac{1}{n} \sum_i m_i L_i
 
     with :math:`L_i` the `token_cross_entropy` of token :math:`i`, :math:`m_i = 1` where it counts
-    and :math:`n` the normalizer. The gradient is formed on the way forward, while a tile of the
-    logits is at hand, and the whole matrix of logits never exists.
+    and :math:`n` the normalizer. The whole matrix of logits never exists. In full precision the
+    gradient is formed on the way forward, while a tile of the logits is at hand, which takes
+    three products of matrices, as many as with the logits in memory. In half precision and with a
+    soft cap it is formed in the backward pass, as in `lmlosses.linear_token_stats`.
 
     Args:
         hidden: Last hidden states of the model.
@@ -129,9 +131,9 @@ def linear_cross_entropy(
         temperature: Divides the logits.
         softcap: Largest magnitude of a logit before the temperature; infinite without it.
         implementation: As in `lmlosses.linear_token_stats`.
-        workspace: Bytes that the pass may hold beyond inputs and gradients, in round terms. More
-            is faster when there are more tokens than dimensions. Half precision may hold one
-            copy of ``hidden`` in float32 besides.
+        workspace: Bytes that a pass may hold beyond inputs and gradients, in round terms. More
+            can be faster when there are more tokens than dimensions. Half precision may hold
+            the gradient of ``hidden`` in float32 besides.
 
     Returns:
         A scalar, in at least float32, differentiable once in ``hidden``, ``weight`` and ``bias``;
