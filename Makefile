@@ -16,7 +16,8 @@ endif
 
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md $(shell find book chapters lmlosses -type f \
+BOOK_SOURCES := _config.yml _toc.yml CHANGELOG.md $(wildcard benchmarks/results/*) \
+	$(shell find book chapters lmlosses -type f \
 	-not -name '*.pyc' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null)
 SITE := _build/html/index.html
 
@@ -71,8 +72,8 @@ notebooks: $(VENV)/.test  ## execute the pages whose text or library changed
 serve: book  ## read the book at http://localhost:8000
 	$(BIN)/python -m http.server --directory _build/html 8000
 
-bench: $(VENV)/.test  ## measure against peers, side by side
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.test  ## measure against peers, side by side (ARGS=--full for all shapes)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.test  ## ruff, and mypy on the library
 	$(BIN)/ruff check .

@@ -1,26 +1,47 @@
-"""Run the benchmarks, print the tables, store the ratios: ``python -m benchmarks``."""
+"""Run the benchmarks, print the tables, store the results: ``python -m benchmarks``."""
 
+import argparse
 import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from benchmarks import losses
+from benchmarks import figures, linear, losses
 
 RESULTS = Path(__file__).parent / "results"
 
 
+def store(name: str, found: dict[str, Any]) -> None:
+    """Write results, with what they were measured on."""
+    measured = {"torch": version("torch").partition("+")[0], "machine": platform.machine()}
+    text = json.dumps({**measured, **found}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
 def main() -> None:
-    for suite in (losses,):
-        rows = suite.rows()
-        print(f"{suite.__doc__.splitlines()[0]}\n")
-        print(f"{'what':48} {'against':34} {'threads':>7} {'ratio':>7}")
-        for row in rows:
-            print(f"{row['what']:48} {row['against']:34} {row['threads']:7d} {row['ratio']:7.2f}")
-        measured = {"torch": version("torch").partition("+")[0], "machine": platform.machine()}
-        name = suite.__name__.rpartition(".")[2]
-        path = RESULTS / f"{name}.json"
-        path.write_text(json.dumps({**measured, "rows": rows}, indent=1) + "\n")
+    parser = argparse.ArgumentParser(description="Measure against peers, side by side.")
+    parser.add_argument("--full", action="store_true", help="all shapes: an hour on two cores")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the linear losses")
+    arguments = parser.parse_args()
+
+    if arguments.device == "cpu":
+        rows = losses.rows()
+        print(f"{losses.__doc__.splitlines()[0]}\n\n{losses.table(rows)}\n")
+        store("losses", {"rows": rows})
+
+    rows = linear.rows(full=arguments.full, device=arguments.device)
+    print(f"{linear.__doc__.splitlines()[0]}\n\n{linear.table(rows)}\n")
+    name = "linear" if arguments.device == "cpu" else f"linear-{arguments.device}"
+    if not arguments.full and arguments.device == "cpu":
+        print("stored results are those of --full, left as they are")
+        return
+    found = {"rows": rows, "growth": linear.growth(arguments.device)}
+    if arguments.device == "cpu":
+        found["errors"] = linear.errors()
+    store(name, found)
+    if arguments.device == "cpu":
+        figures.draw()
 
 
 if __name__ == "__main__":

@@ -167,11 +167,9 @@ def group_inputs(
     tokens, dim, vocab = shape
     if not group[0].endswith("of logits"):
         return inputs(tokens, dim, vocab, dtype, device)
-    logits, _, targets = inputs(tokens, vocab, vocab, dtype, device) if False else (
-        torch.randn(tokens, vocab, generator=torch.Generator().manual_seed(0)).to(device, dtype),
-        None,
-        torch.randint(vocab, (tokens,), generator=torch.Generator().manual_seed(1)).to(device),
-    )
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(tokens, vocab, generator=generator).to(device, dtype)
+    targets = torch.randint(vocab, (tokens,), generator=generator).to(device)
     return logits.requires_grad_(), torch.empty(0, device=device), targets
 
 

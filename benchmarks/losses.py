@@ -72,3 +72,13 @@ def rows() -> list[dict[str, str | int | float]]:
             )
     torch.set_num_threads(before)
     return found
+
+
+def table(rows: list[dict[str, str | int | float]]) -> str:
+    """The rows as text, one line each."""
+    lines = [f"{'what':48} {'against':34} {'threads':>7} {'ratio':>7}"]
+    for row in rows:
+        lines.append(
+            f"{row['what']:48} {row['against']:34} {row['threads']:7d} {row['ratio']:7.2f}"
+        )
+    return "\n".join(lines)

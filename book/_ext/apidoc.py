@@ -52,10 +52,20 @@ def describe(node: Definition, module: str) -> list[str]:
 
 
 def public(tree: ast.Module) -> list[Definition]:
+    """What a module offers: the names in its ``__all__``, else those without an underscore."""
+    named = next(
+        (
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ),
+        None,
+    )
     return [
         node
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and (not node.name.startswith("_") if named is None else node.name in named)
     ]
 
 

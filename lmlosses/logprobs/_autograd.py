@@ -1,6 +1,8 @@
 """What the lean paths need of automatic differentiation, and how they refuse the rest."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,3 +56,51 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Keep the dtypes that the lean path chose for itself."""
     device = tensor.device.type
     return torch.autocast(device if device in ("cpu", "cuda") else "cpu", enabled=False)
+
+
+def operator(
+    name: str,
+    forward: Callable[..., tuple[Tensor, ...]],
+    gradients: Callable[..., tuple[Tensor, ...]],
+    *,
+    like_forward: Callable[..., tuple[Tensor, ...]],
+    like_gradients: Callable[..., tuple[Tensor, ...]],
+    keep: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Two functions over tensors as one differentiable operation, run as it is or compiled.
+
+    Args:
+        name: Under which a compiled graph knows the operation.
+        forward: From inputs to outputs.
+        gradients: What ``backward`` calls to form gradients.
+        like_forward: Empty outputs of the right shapes, which is all that a compiler asks for.
+        like_gradients: The same for the gradients.
+        keep: Saves for the backward pass, ``keep(ctx, inputs, output)``.
+        backward: ``backward(gradients, ctx, *upstream)``.
+    """
+    # torch.compile takes an operator of torch's own kind as it is; traced through, every tile
+    # would become part of the graph
+    compiled = torch.library.custom_op(name, forward, mutates_args=())
+    compiled.register_fake(like_forward)
+    compiled_gradients = torch.library.custom_op(f"{name}_backward", gradients, mutates_args=())
+    compiled_gradients.register_fake(like_gradients)
+    compiled.register_autograd(partial(backward, compiled_gradients), setup_context=keep)
+
+    # the same without a compiler, whose import alone takes seconds
+    eager = type(
+        "Eager",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "setup_context": staticmethod(keep),
+            "backward": staticmethod(partial(backward, gradients)),
+        },
+    )
+
+    def call(*inputs: Any) -> tuple[Tensor, ...]:
+        chosen: Any = compiled if torch.compiler.is_compiling() else eager.apply  # type: ignore[attr-defined]  # torch's apply
+        found: tuple[Tensor, ...] = chosen(*inputs)
+        return found
+
+    return call

@@ -120,8 +120,14 @@ def value_and_gradient(
     """The loss; its gradients end up in ``tiles``."""
     loss = torch.zeros((), dtype=tiles.dtype, device=targets.device)
     place = _place(tiles, settings.rows_at_once)
+    by_target = torch.zeros_like(targets, dtype=tiles.dtype)
+    taken = tiles.take_targets(targets, by_target)
     for rows in chunked.slices(tiles.tokens, max(settings.rows_at_once, 1)):
-        loss += _row_block(tiles, rows, place, targets[rows], class_weight, settings)
+        loss += _row_block(
+            tiles, rows, place, targets[rows], class_weight, settings,
+            by_target[rows] if taken else None,
+        )  # fmt: skip
+    tiles.finish()
     return loss
 
 
@@ -132,6 +138,7 @@ def _row_block(
     targets: Tensor,
     class_weight: Tensor | None,
     settings: Settings,
+    by_target: Tensor | None,
 ) -> Tensor:
     """Loss and gradient of some tokens, whose exponentials are kept in between."""
     scaling, wanted = settings.scaling, settings.wanted
@@ -149,6 +156,8 @@ def _row_block(
     sums = chunked.finish(state, wanted)
     loss, upstream = _value_and_upstream(sums, rows, settings.loss_of, wanted)
     found = chunked.coefficients(state, upstream, scaling)
+    if by_target is not None:
+        by_target.copy_(found[chunked.BY_TARGET])
     for cols, shift in zip(tiles.columns(), shifts, strict=True):
         block = Block(rows, cols)
         by_p = found[chunked.BY_P] * (shift - state[chunked.SHIFT]).exp()
@@ -156,7 +165,8 @@ def _row_block(
         gradient = torch.mul(kept, by_p.unsqueeze(1), out=scratch.take(*kept.shape))
         if upstream.mean_logp is not None:
             chunked.add_spread_(gradient, cols, found, class_weight)
-        chunked.add_target_(gradient, cols, targets, found)
+        if by_target is None:
+            chunked.add_target_(gradient, cols, targets, found)
         tiles.absorb(block, gradient)
     return loss
 

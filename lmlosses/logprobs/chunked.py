@@ -19,6 +19,8 @@ from torch import Tensor
 from lmlosses._checks import compute_dtype
 from lmlosses.logprobs.statistics import Scaling
 
+__all__: list[str] = []  # how it is done; what is done is in the other modules
+
 # rows of the running state, [STATE, tokens]
 SHIFT, TOTAL, TARGET, SPREAD, MASS, COUNT, CENTRED = range(7)
 STATE = 7
@@ -92,8 +94,20 @@ class Tiles(Protocol):
         """The logits of a block, free to be overwritten."""
         ...
 
+    def take_targets(self, targets: Tensor, by_target: Tensor) -> bool:
+        """Whether the part of the gradient that stands at the targets is added here.
+
+        If so, ``by_target`` is complete when the last block is absorbed, and the blocks are to
+        come without that part.
+        """
+        ...
+
     def absorb(self, block: Block, gradient: Tensor) -> None:
         """Take the gradient in a block's logits to where it belongs."""
+        ...
+
+    def finish(self) -> None:
+        """Called when all blocks have been absorbed."""
         ...
 
 
@@ -126,6 +140,13 @@ class LogitsTiles:
         if self.gradient is not None and self.gradient.dtype == self.dtype:
             return self.gradient[block.rows].copy_(values)
         return self._buffer.take(*block.shape).copy_(values)
+
+    def take_targets(self, targets: Tensor, by_target: Tensor) -> bool:
+        """Not here: a tile is as good a place."""
+        return False
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
     def absorb(self, block: Block, gradient: Tensor) -> None:
         """Keep the gradient, unless the tile was its place already."""
@@ -166,6 +187,7 @@ class LinearTiles:
         self._converted = [Buffer(hidden, self._product) for _ in range(2)]
         self._weight_gradient = Buffer(hidden, self.dtype)
         self._held: tuple[slice, Tensor] | None = None
+        self._targets: tuple[Tensor, Tensor] | None = None
         wants_hidden, wants_weight, wants_bias = gradients
         self.hidden_gradient = (
             torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
@@ -222,6 +244,29 @@ class LinearTiles:
         """Of hidden states, weight and bias, where they were asked for."""
         return self.hidden_gradient, self.weight_gradient, self.bias_gradient
 
+    def take_targets(self, targets: Tensor, by_target: Tensor) -> bool:
+        """On a processor, where nothing is rounded to half, and the sums are exact that way.
+
+        A row of the weight enters the gradient of a hidden state almost whole at the target, in
+        small parts elsewhere. Added last, it does not make the small parts round at its size.
+        """
+        if self.hidden.device.type != "cpu":
+            return False
+        self._targets = (targets, by_target)
+        return True
+
+    def finish(self) -> None:
+        """Add the targets' part to the gradients of hidden states and bias."""
+        if self._targets is None:
+            return
+        targets, by_target = self._targets
+        if self.bias_gradient is not None:
+            self.bias_gradient.index_add_(0, targets, by_target)
+        if self.hidden_gradient is not None:
+            for rows in slices(self.tokens, self._rows):
+                chosen = self.weight[targets[rows]].to(self.dtype)
+                self.hidden_gradient[rows].addcmul_(chosen, by_target[rows].unsqueeze(1))
+
     def absorb(self, block: Block, gradient: Tensor) -> None:
         """Multiply a tile's gradient away."""
         if self.bias_gradient is not None:
@@ -242,7 +287,15 @@ class LinearTiles:
         if block.rows.start == 0:
             total.zero_()
         self._add_product(total, gradient.t(), self.hidden_rows(block.rows))
-        if not direct and block.rows.stop == self.tokens:
+        if block.rows.stop < self.tokens:
+            return
+        if self._targets is not None:
+            targets, by_target = self._targets
+            here = (targets >= block.cols.start) & (targets < block.cols.stop)
+            rows = here.nonzero().squeeze(1)
+            part = self.hidden[rows].to(self.dtype).mul_(by_target[rows].unsqueeze(1))
+            total.index_add_(0, targets[rows] - block.cols.start, part)
+        if not direct:
             result.copy_(total)
 
     def _add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -294,8 +347,12 @@ def merge(
     scaling: Scaling,
     wanted: Wanted,
     scratch: Buffer,
+    keep: bool = True,
 ) -> None:
     """Add a tile's classes to its tokens' running sums; overwrites the tile.
+
+    With ``keep`` and no entropy asked for, the tile holds the exponentials of its logits less the
+    new shift afterwards; here it always does.
 
     The sums are kept relative to the largest logit so far, so that logits near 1e4 lose nothing.
     """
@@ -436,7 +493,7 @@ def statistics(
         tile = tiles.tile(block)
         arithmetic.merge(
             tile, block.cols, targets[block.rows], state[:, block.rows],
-            class_weight, scaling, wanted, scratch,
+            class_weight, scaling, wanted, scratch, keep=False,
         )  # fmt: skip
     return finish(state, wanted)
 
@@ -490,6 +547,8 @@ def differentiate_all(
 ) -> None:
     """One more pass over all tiles; the gradients end up in ``tiles``."""
     found = coefficients(state, upstream, scaling)
+    if tiles.take_targets(targets, found[BY_TARGET] * slope_at_target(state, scaling)):
+        found[BY_TARGET] = 0
     wanted = Wanted(upstream.mean_logp is not None, upstream.entropy is not None)
     scratch = (Buffer(targets, tiles.dtype), Buffer(targets, tiles.dtype))
     for block in tiles.blocks():
@@ -499,3 +558,11 @@ def differentiate_all(
             class_weight, scaling, wanted, scratch,
         )  # fmt: skip
         tiles.absorb(block, tile)
+    tiles.finish()
+
+
+def slope_at_target(state: Tensor, scaling: Scaling) -> Tensor | float:
+    """Derivative of the soft cap at the targets' logits."""
+    if scaling.softcap is None:
+        return 1.0
+    return 1 - (state[TARGET] * (scaling.temperature / scaling.softcap)).square()

@@ -1,6 +1,7 @@
 """Divergences between the next-token distributions of two models, from their hidden states."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,13 +11,19 @@ from torch import Tensor
 from lmlosses._checks import (
     check_bool,
     check_leading_shape,
+    check_positive,
     check_same_device,
     check_shape,
     compute_dtype,
     reads_values,
 )
 from lmlosses.logprobs import chunked
-from lmlosses.logprobs._autograd import no_second_derivative, transformed, without_autocast
+from lmlosses.logprobs._autograd import (
+    no_second_derivative,
+    operator,
+    transformed,
+    without_autocast,
+)
 from lmlosses.logprobs.chunked import SHIFT, TOTAL, Buffer, LinearTiles, Wanted
 from lmlosses.logprobs.statistics import Scaling, linear_logits, scaled
 from lmlosses.logprobs.tokens import (
@@ -27,6 +34,8 @@ from lmlosses.logprobs.tokens import (
     checked_scaling,
     restore_counted,
 )
+
+__all__ = ["Divergences", "linear_divergence"]
 
 
 class Divergences(NamedTuple):
@@ -134,6 +143,8 @@ def linear_divergence(
     )
     check_same_device(of="hidden", reference=hidden, teacher_hidden=teacher_hidden, mask=mask)
     scaling = checked_scaling(temperature, softcap)
+    if teacher_softcap is not None:
+        check_positive(teacher_softcap=teacher_softcap)
     teacher_scaling = checked_scaling(temperature, teacher_softcap)
     check_workspace(workspace)
     if implementation not in ("reference", "chunked", None):
@@ -161,7 +172,7 @@ def linear_divergence(
     found: tuple[Tensor, ...]
     with_autocast = (
         *as_autocast(student, weight, bias),
-        *as_autocast(teacher, teacher_weight, teacher_bias),
+        *as_autocast(teacher, teacher_weight, teacher_bias, prefix="teacher_"),
     )
     if whole:
         found = _reference(*with_autocast, scaling, teacher_scaling)
@@ -280,8 +291,7 @@ def _pair(
     return _Pair(student, teacher, scalings, saved)
 
 
-@torch.library.custom_op("lmlosses::linear_divergence", mutates_args=())
-def _linear_divergence(
+def _forward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -326,8 +336,7 @@ def _linear_divergence(
         return values[0], values[1], values[2], torch.cat([pair.saved, sums[1:2], sums[3:]])
 
 
-@_linear_divergence.register_fake
-def _(
+def _like_forward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -350,8 +359,7 @@ def _(
     return values[0], values[1], values[2], hidden.new_empty(6, tokens, dtype=dtype)
 
 
-@torch.library.custom_op("lmlosses::linear_divergence_backward", mutates_args=())
-def _linear_divergence_backward(
+def _gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -417,8 +425,7 @@ def _gradient(
     return gradient.div_(pair.scalings[0].temperature)
 
 
-@_linear_divergence_backward.register_fake
-def _(
+def _like_gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -453,13 +460,16 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    gradients_of: Callable[..., tuple[Tensor, ...]], ctx: Any, *upstream: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *inputs, saved = ctx.saved_tensors
     temperature, softcap, teacher_softcap, workspace = ctx.settings
     wants = ctx.needs_input_grad[:3]
-    found = _linear_divergence_backward(
-        *inputs, saved, *upstream[:3], temperature, softcap, teacher_softcap, *wants, workspace
-    )
+    with torch.no_grad():
+        found = gradients_of(
+            *inputs, saved, *upstream[:3], temperature, softcap, teacher_softcap, *wants, workspace
+        )
     gradients = [g if wanted else None for g, wanted in zip(found, wants, strict=True)]
     if torch.is_grad_enabled():
         gradients = [
@@ -468,4 +478,12 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * 10)
 
 
-_linear_divergence.register_autograd(_backward, setup_context=_keep_for_backward)
+_linear_divergence = operator(
+    "lmlosses::linear_divergence",
+    _forward,
+    _gradients,
+    like_forward=_like_forward,
+    like_gradients=_like_gradients,
+    keep=_keep_for_backward,
+    backward=_backward,
+)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lmlosses._checks import compute_dtype
 
+__all__ = ["TokenStats"]
+
 
 class TokenStats(NamedTuple):
     r"""What language-model losses need to know of each token, in nats, in at least float32.

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -27,9 +28,16 @@ from lmlosses._checks import (
     reads_values,
 )
 from lmlosses.logprobs import chunked
-from lmlosses.logprobs._autograd import no_second_derivative, transformed, without_autocast
+from lmlosses.logprobs._autograd import (
+    no_second_derivative,
+    operator,
+    transformed,
+    without_autocast,
+)
 from lmlosses.logprobs.chunked import Arithmetic, LinearTiles, LogitsTiles, Upstream, Wanted
 from lmlosses.logprobs.statistics import Scaling, TokenStats, linear_logits, reference
+
+__all__ = ["linear_token_stats", "token_stats"]
 
 Implementation = Literal["reference", "chunked", "triton"]
 
@@ -151,7 +159,7 @@ def autocast_dtype(hidden: Tensor) -> torch.dtype | None:
 
 
 def as_autocast(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix: str = ""
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in the dtype in which autocast would multiply them; all of one dtype."""
     dtype = autocast_dtype(hidden)
@@ -160,8 +168,8 @@ def as_autocast(
     for name, tensor in {"weight": weight, "bias": bias}.items():
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise TypeError(
-                f"{name} must have the dtype of hidden, {hidden.dtype} (torch.autocast makes "
-                f"them agree); got {tensor.dtype}"
+                f"{prefix}{name} must have the dtype of {prefix}hidden, {hidden.dtype} "
+                f"(torch.autocast makes them agree); got {tensor.dtype}"
             )
     return hidden, weight, bias
 
@@ -451,10 +459,7 @@ def _linear(
     )
 
 
-# Operators of torch's own kind, because torch.compile takes those as they are; traced through,
-# every tile would become part of the graph.
-@torch.library.custom_op("lmlosses::linear_token_stats", mutates_args=())
-def _linear_statistics(
+def _forward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -477,8 +482,7 @@ def _linear_statistics(
     return sums.logps, sums.log_normalizer, sums.mean_logp, sums.entropy, sums.state
 
 
-@_linear_statistics.register_fake
-def _(
+def _like_forward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -499,8 +503,7 @@ def _(
     return (*values, hidden.new_empty(chunked.STATE, tokens, dtype=dtype))  # type: ignore[return-value]  # four and one
 
 
-@torch.library.custom_op("lmlosses::linear_token_stats_backward", mutates_args=())
-def _linear_gradients(
+def _gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -534,8 +537,7 @@ def _linear_gradients(
     )
 
 
-@_linear_gradients.register_fake
-def _(
+def _like_gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -569,15 +571,18 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    gradients_of: Callable[..., tuple[Tensor, ...]], ctx: Any, *upstream: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *inputs, state = ctx.saved_tensors
     temperature, softcap, mean, entropy, implementation, workspace = ctx.settings
     wanted = (True, True, mean, entropy)
     arriving = [g if w else None for g, w in zip(upstream[:4], wanted, strict=True)]
     wants = ctx.needs_input_grad[:3]
-    found = _linear_gradients(
-        *inputs, state, *arriving, temperature, softcap, *wants, implementation, workspace
-    )
+    with torch.no_grad():
+        found = gradients_of(
+            *inputs, state, *arriving, temperature, softcap, *wants, implementation, workspace
+        )
     gradients = [g if wanted else None for g, wanted in zip(found, wants, strict=True)]
     if torch.is_grad_enabled():
         gradients = [
@@ -586,4 +591,12 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * 8)
 
 
-_linear_statistics.register_autograd(_backward, setup_context=_keep_for_backward)
+_linear_statistics = operator(
+    "lmlosses::linear_token_stats",
+    _forward,
+    _gradients,
+    like_forward=_like_forward,
+    like_gradients=_like_gradients,
+    keep=_keep_for_backward,
+    backward=_backward,
+)
