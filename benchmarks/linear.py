@@ -1,7 +1,7 @@
 """Linear cross-entropy and token statistics against torch and peers: time, memory, error.
 
-Times are process seconds of forward and backward pass, as ratios to the naive form in the same run;
-memory is the peak of a step beyond its inputs, each in a process of its own.
+Times are process seconds of forward and backward pass, as ratios to the naive form in the same
+run; memory is the peak of a step beyond its inputs, each in a process of its own.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.measure import in_new_process, median_ratio, peak, seconds
 MIB = 2**20
 SHAPES = [(2048, 512, 32768), (4096, 768, 50257), (1024, 2048, 131072)]  # tokens, dim, vocab
 CHUNKS = (256, 512, 1024)
-GROWTH = [4096, 8192, 16384, 32768, 65536, 131072]
+GROWTH = [4096, 8192, 16384, 32768, 65536, 131072]  # vocabularies
 
 Row = dict[str, Any]
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -141,7 +141,9 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 # what is laid beside what, first the form that the ratios are to
 LINEAR = [name for name in WAYS if name.startswith(("naive", "torch", "cut", "linear"))]
-GROUPS = [
+# the larger shapes take minutes: of torch's settings the quickest, and no compiler
+LARGE = ["naive", "torch, chunks of 512", *(name for name in LINEAR if name.startswith("linear"))]
+SMALL_GROUPS = [
     LINEAR,
     ["F.cross_entropy of logits", "token_stats of logits"],
     ["DPO, naive", "DPO from hidden states"],
@@ -185,7 +187,7 @@ def _print_peak(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     dtype, device = getattr(torch, settings["dtype"]), settings["device"]
     name = settings["name"]
-    group = next(group for group in GROUPS if name in group)
+    group = next(group for group in SMALL_GROUPS if name in group)
 
     def prepare() -> Callable[[], None]:
         # loads the libraries, and compiles what one of the peers compiles
@@ -200,14 +202,16 @@ def compared(
     shape: tuple[int, int, int],
     dtype: str,
     threads: int,
-    rounds: int,
     device: str,
 ) -> list[Row]:
     """Ratios of time to the first of the group, and the memory of each."""
     torch.set_num_threads(threads)
     arguments = group_inputs(group, shape, getattr(torch, dtype), device)
-    found = seconds({name: step(name, arguments) for name in group}, rounds=rounds, device=device)
-    gradients = sum(tensor.numel() * tensor.element_size() for tensor in arguments[:2])
+    small = shape == SHAPES[0]
+    rounds = 5 if small else 2
+    ways = {name: step(name, arguments) for name in group}
+    found = seconds(ways, rounds=rounds, warm_up=small, device=device)
+    returned = sum(tensor.numel() * tensor.element_size() for tensor in arguments[:2])
     return [
         {
             "what": name,
@@ -219,7 +223,7 @@ def compared(
             "ratio": round(median_ratio(found[name], found[group[0]]), 3),
             "seconds": round(sorted(found[name])[rounds // 2], 3),
             "peak_mib": round(peak_of(name, shape, dtype, threads, device), 1),
-            "gradients_mib": round(gradients / MIB, 1),
+            "gradients_mib": round(returned / MIB, 1),
         }
         for name in group
     ]
@@ -286,11 +290,13 @@ def rows(*, full: bool = False, device: str = "cpu") -> list[Row]:
     for threads in (1, 2) if device == "cpu" else (1,):
         for dtype in ("float32", "bfloat16"):
             for shape in SHAPES if full else SHAPES[:1]:
-                groups = GROUPS if shape == SHAPES[0] else GROUPS[:1]
-                for group in groups:
+                if shape != SHAPES[0] and threads > 1:
+                    continue
+                for group in SMALL_GROUPS if shape == SHAPES[0] else [LARGE]:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # of compilers, about this machine
-                        found += compared(group, shape, dtype, threads, 5 if full else 3, device)
+                        found += compared(group, shape, dtype, threads, device)
+                        print(table(found[-len(group) :]), flush=True)
     torch.set_num_threads(before)
     return found
 

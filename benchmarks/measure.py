@@ -1,4 +1,4 @@
-"""Time several ways of doing one thing, interleaved; measure the memory of each in a new process."""
+"""Time several ways of doing one thing, interleaved; measure the memory of each by itself."""
 
 import gc
 import statistics
@@ -27,7 +27,11 @@ def _clock(device: str) -> Callable[[], float]:
 
 
 def seconds(
-    ways: dict[str, Callable[[], Any]], *, rounds: int = 25, device: str = "cpu"
+    ways: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 25,
+    warm_up: bool = True,
+    device: str = "cpu",
 ) -> dict[str, list[float]]:
     """Seconds that each way takes, round by round.
 
@@ -36,7 +40,7 @@ def seconds(
     """
     clock = _clock(device)
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
+    for way in ways.values() if warm_up else ():
         way()
     gc.collect()
     gc.disable()

@@ -82,27 +82,6 @@ def _rows_kept(hidden: Tensor, weight: Tensor, workspace: int) -> int:
     return -(-tokens // -(-tokens // rows)) if rows else 0
 
 
-def _place(tiles: LinearTiles, rows: int) -> Callable[[Block], Tensor]:
-    """Where a tile is kept."""
-    gradient = tiles.weight_gradient
-    if gradient is not None and tiles.tokens <= tiles.dim:
-
-        def in_gradient(block: Block) -> Tensor:
-            height, width = block.shape
-            return gradient[block.cols].view(-1)[: height * width].view(height, width)
-
-        return in_gradient
-
-    kept = tiles.hidden.new_empty(rows * tiles.vocab)
-
-    def in_workspace(block: Block) -> Tensor:
-        height, width = block.shape
-        start = height * block.cols.start
-        return kept[start : start + height * width].view(height, width)
-
-    return in_workspace
-
-
 class Settings(NamedTuple):
     """What a scalar loss is made of besides tensors."""
 
@@ -118,57 +97,117 @@ def value_and_gradient(
     tiles: LinearTiles, targets: Tensor, class_weight: Tensor | None, settings: Settings
 ) -> Tensor:
     """The loss; its gradients end up in ``tiles``."""
-    loss = torch.zeros((), dtype=tiles.dtype, device=targets.device)
-    place = _place(tiles, settings.rows_at_once)
     by_target = torch.zeros_like(targets, dtype=tiles.dtype)
     taken = tiles.take_targets(targets, by_target)
-    for rows in chunked.slices(tiles.tokens, max(settings.rows_at_once, 1)):
-        loss += _row_block(
-            tiles, rows, place, targets[rows], class_weight, settings,
-            by_target[rows] if taken else None,
-        )  # fmt: skip
+    if tiles.weight_gradient is not None and tiles.tokens <= tiles.dim:
+        loss = _kept_in_gradient(
+            tiles, tiles.weight_gradient, targets, class_weight, settings, by_target, taken
+        )
+    else:
+        loss = torch.zeros((), dtype=tiles.dtype, device=targets.device)
+        kept = tiles.hidden.new_empty(settings.rows_at_once, tiles.vocab)
+        for rows in chunked.slices(tiles.tokens, max(settings.rows_at_once, 1)):
+            loss += _kept_in_workspace(
+                tiles, kept, rows, targets[rows], class_weight, settings, by_target[rows], taken
+            )
     tiles.finish()
     return loss
 
 
-def _row_block(
+def _kept_in_workspace(
     tiles: LinearTiles,
+    kept: Tensor,
     rows: slice,
-    place: Callable[[Block], Tensor],
     targets: Tensor,
     class_weight: Tensor | None,
     settings: Settings,
-    by_target: Tensor | None,
+    by_target: Tensor,
+    taken: bool,
 ) -> Tensor:
-    """Loss and gradient of some tokens, whose exponentials are kept in between."""
-    scaling, wanted = settings.scaling, settings.wanted
+    """Loss and gradient of some tokens, all of whose exponentials fit at once."""
+    block = Block(rows, slice(0, tiles.vocab))
     state = chunked.new_state(targets, tiles.dtype)
-    scratch = Buffer(targets, tiles.dtype)
-    shifts = []
+    tile = tiles.tile(block, out=kept[: len(targets)])
+    _merge(tile, block.cols, targets, state, class_weight, settings)
+    loss, found, upstream = _complete(state, rows, settings)
+    by_target.copy_(found[chunked.BY_TARGET])
+    by_p = found[chunked.BY_P]
+    if taken and upstream.mean_logp is None:
+        tiles.absorb(block, tile, scale=by_p)
+        return loss
+    tile.mul_(by_p.unsqueeze(1))
+    _add_rest(tile, block.cols, targets, class_weight, found, upstream, taken)
+    tiles.absorb(block, tile)
+    return loss
+
+
+def _kept_in_gradient(
+    tiles: LinearTiles,
+    gradient: Tensor,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    settings: Settings,
+    by_target: Tensor,
+    taken: bool,
+) -> Tensor:
+    """Loss and gradient of all tokens; each tile is kept where its own product will go."""
+    rows = slice(0, tiles.tokens)
+    state = chunked.new_state(targets, tiles.dtype)
+    kept, shifts = [], []
     for cols in tiles.columns():
         block = Block(rows, cols)
-        tile = tiles.tile(block, out=place(block))
-        settings.arithmetic.merge(
-            tile, cols, targets, state, class_weight, scaling, wanted, scratch
-        )
+        height, width = block.shape
+        place = gradient[cols].view(-1)[: height * width].view(height, width)
+        kept.append(tiles.tile(block, out=place))
+        _merge(place, cols, targets, state, class_weight, settings)
         shifts.append(state[chunked.SHIFT].clone())
 
-    sums = chunked.finish(state, wanted)
-    loss, upstream = _value_and_upstream(sums, rows, settings.loss_of, wanted)
-    found = chunked.coefficients(state, upstream, scaling)
-    if by_target is not None:
-        by_target.copy_(found[chunked.BY_TARGET])
-    for cols, shift in zip(tiles.columns(), shifts, strict=True):
-        block = Block(rows, cols)
+    loss, found, upstream = _complete(state, rows, settings)
+    by_target.copy_(found[chunked.BY_TARGET])
+    room = Buffer(gradient, tiles.dtype)
+    for cols, place, shift in zip(tiles.columns(), kept, shifts, strict=True):
         by_p = found[chunked.BY_P] * (shift - state[chunked.SHIFT]).exp()
-        kept = place(block)
-        gradient = torch.mul(kept, by_p.unsqueeze(1), out=scratch.take(*kept.shape))
-        if upstream.mean_logp is not None:
-            chunked.add_spread_(gradient, cols, found, class_weight)
-        if by_target is None:
-            chunked.add_target_(gradient, cols, targets, found)
-        tiles.absorb(block, gradient)
+        tile = torch.mul(place, by_p.unsqueeze(1), out=room.take(*place.shape))
+        _add_rest(tile, cols, targets, class_weight, found, upstream, taken)
+        tiles.absorb(Block(rows, cols), tile)
     return loss
+
+
+def _merge(
+    tile: Tensor,
+    cols: slice,
+    targets: Tensor,
+    state: Tensor,
+    class_weight: Tensor | None,
+    settings: Settings,
+) -> None:
+    scratch = Buffer(targets, tile.dtype)
+    settings.arithmetic.merge(
+        tile, cols, targets, state, class_weight, settings.scaling, settings.wanted, scratch
+    )
+
+
+def _complete(state: Tensor, rows: slice, settings: Settings) -> tuple[Tensor, Tensor, Upstream]:
+    """With all classes merged: the loss of these tokens and what its gradient is made of."""
+    sums = chunked.finish(state, settings.wanted)
+    loss, upstream = _value_and_upstream(sums, rows, settings.loss_of, settings.wanted)
+    return loss, chunked.coefficients(state, upstream, settings.scaling), upstream
+
+
+def _add_rest(
+    tile: Tensor,
+    cols: slice,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    found: Tensor,
+    upstream: Upstream,
+    taken: bool,
+) -> None:
+    """What the gradient in a tile consists of besides the probabilities."""
+    if upstream.mean_logp is not None:
+        chunked.add_spread_(tile, cols, found, class_weight)
+    if not taken:
+        chunked.add_target_(tile, cols, targets, found)
 
 
 def _formed(

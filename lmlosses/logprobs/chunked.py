@@ -11,7 +11,7 @@ logits that exist or computed from hidden states.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class Buffer:
         return self._flat[:size].view(shape)
 
 
+@runtime_checkable
 class Tiles(Protocol):
     """Where tiles come from and where their gradients go."""
 
@@ -185,7 +186,12 @@ class LinearTiles:
         self._tile = Buffer(hidden, self.dtype)
         self._half_tile = Buffer(hidden, self._product)
         self._converted = [Buffer(hidden, self._product) for _ in range(2)]
+        if hidden.numel() * size <= workspace // 4:
+            self.hidden = hidden.to(
+                self._product
+            )  # once, instead of for each piece of the vocabulary
         self._weight_gradient = Buffer(hidden, self.dtype)
+        self._scaled = Buffer(hidden, self._product)
         self._held: tuple[slice, Tensor] | None = None
         self._targets: tuple[Tensor, Tensor] | None = None
         wants_hidden, wants_weight, wants_bias = gradients
@@ -267,26 +273,41 @@ class LinearTiles:
                 chosen = self.weight[targets[rows]].to(self.dtype)
                 self.hidden_gradient[rows].addcmul_(chosen, by_target[rows].unsqueeze(1))
 
-    def absorb(self, block: Block, gradient: Tensor) -> None:
-        """Multiply a tile's gradient away."""
+    def absorb(self, block: Block, gradient: Tensor, scale: Tensor | None = None) -> None:
+        """Multiply a tile's gradient away, each of its rows times ``scale`` if there is one.
+
+        Scaling the factors and products, which are narrower, saves a pass over the tile.
+        """
         if self.bias_gradient is not None:
-            self.bias_gradient[block.cols] += gradient.sum(dim=0)
+            column = gradient.sum(dim=0) if scale is None else gradient.t() @ scale
+            self.bias_gradient[block.cols] += column
         if self._product != self.dtype:
             gradient = self._half_tile.take(*block.shape).copy_(gradient)
         if self.hidden_gradient is not None:
-            self._add_product(
-                self.hidden_gradient[block.rows], gradient, self.weight_rows(block.cols)
-            )
+            total, weight = self.hidden_gradient[block.rows], self.weight_rows(block.cols)
+            if scale is None:
+                self._add_product(total, gradient, weight)
+            else:
+                product = torch.mm(gradient, weight, out=self._scaled.take(*total.shape))
+                total.addcmul_(product, scale.unsqueeze(1))
         if self.weight_gradient is not None:
-            self._add_to_weight(block, gradient)
+            hidden = self.hidden_rows(block.rows)
+            if scale is not None:
+                room = self._scaled.take(*hidden.shape)
+                hidden = torch.mul(hidden, scale.unsqueeze(1), out=room)
+            self._add_to_weight(block, gradient, hidden, self.weight_gradient[block.cols])
 
-    def _add_to_weight(self, block: Block, gradient: Tensor) -> None:
-        result = self.weight_gradient[block.cols]  # type: ignore[index]  # the caller looked
+    def _add_to_weight(
+        self, block: Block, gradient: Tensor, hidden: Tensor, result: Tensor
+    ) -> None:
         direct = result.dtype == self.dtype
         total = result if direct else self._weight_gradient.take(*result.shape)
-        if block.rows.start == 0:
-            total.zero_()
-        self._add_product(total, gradient.t(), self.hidden_rows(block.rows))
+        if block.rows.start > 0:
+            self._add_product(total, gradient.t(), hidden)
+        elif gradient.dtype == total.dtype:
+            torch.mm(gradient.t(), hidden, out=total)
+        else:
+            total.copy_(gradient.t() @ hidden)
         if block.rows.stop < self.tokens:
             return
         if self._targets is not None:

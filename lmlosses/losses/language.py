@@ -4,7 +4,8 @@
 is lean in memory in the second case without a line of its own.
 """
 
-from jaxtyping import Bool, Float, Integer
+import torch
+from jaxtyping import Bool, Float, Integer, Real
 from torch import Tensor
 
 from lmlosses._checks import (
@@ -96,7 +97,7 @@ def linear_cross_entropy(
     bias: Float[Tensor, " vocab"] | None = None,
     mask: Bool[Tensor, "*batch"] | None = None,
     ignore_index: int | None = None,
-    normalizer: float | Float[Tensor, ""] | None = None,
+    normalizer: float | Real[Tensor, ""] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     class_weight: Float[Tensor, " vocab"] | None = None,
@@ -161,7 +162,8 @@ def linear_cross_entropy(
     check_in_unit_interval(open_right=False, label_smoothing=label_smoothing)
     check_non_negative(z_loss=z_loss)
     if isinstance(normalizer, Tensor):
-        check_floating(normalizer=normalizer)
+        if normalizer.is_complex() or normalizer.dtype == torch.bool:
+            raise TypeError(f"normalizer must be a real number; got {normalizer.dtype}")
         check_ndim("normalizer", normalizer, 0)
         if reads_values(normalizer):
             check_positive(normalizer=normalizer.detach().item())

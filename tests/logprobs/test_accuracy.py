@@ -127,12 +127,14 @@ def test_a_constant_in_all_logits_costs_half_precision_nothing(loss, half):
 @ours
 @sizes
 @logits_of_all_kinds
-@pytest.mark.parametrize(("other", "factor"), [(_naive, 1.5), (_torchs_chunks, 12.0)])
+@pytest.mark.parametrize(("other", "factor"), [(_naive, 1.5), (_torchs_chunks, 1.5)])
 def test_single_precision_is_as_accurate_as_rounding_lets_it_be(
     loss, other, factor, size, spread, shift
 ):
-    # Torch's chunks take the target's row out of the product of matrices, so that their running
-    # sums round at the size of the small probabilities: several times less than naive and ours.
+    # Torch's chunks take the target's row out of the product of matrices, and so do ours: the
+    # running sums then round at the size of the small probabilities. The readable form does not.
+    if loss is _ours_from_all_logits and other is _torchs_chunks:
+        factor = 12.0
     inputs, targets = _inputs(size, spread, shift, torch.float32)
     value, gradients, rounding = _compared(loss, other, inputs, targets)
     assert value[0][0] <= factor * value[1][0] + rounding

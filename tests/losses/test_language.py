@@ -1013,10 +1013,18 @@ def test_refuses_a_normalizer_that_is_not_one_positive_number():
             _of_hidden(normalizer=torch.tensor(normalizer))
     with pytest.raises(ValueError, match=r"normalizer must have 0 axes; got shape \(1,\)"):
         _of_hidden(normalizer=torch.ones(1))
-    with pytest.raises(TypeError, match="normalizer must be a floating-point tensor; got torch.b"):
+    with pytest.raises(TypeError, match="normalizer must be a real number; got torch.bool"):
         _of_hidden(normalizer=torch.tensor(True))
     with pytest.raises(TypeError, match="normalizer must be a real number; got str '2'"):
         _of_hidden(normalizer="2")
+
+
+def test_a_count_of_tokens_is_a_normalizer_as_it_comes():
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    hidden, weight = torch.ones(2, 3, 2), torch.zeros(4, 2)
+    targets = torch.zeros(2, 3, dtype=torch.long)
+    loss = linear_cross_entropy(hidden, weight, targets, normalizer=mask.sum())
+    torch.testing.assert_close(loss, torch.tensor(6 / 4 * math.log(4)))
 
 
 @pytest.mark.bad_input
