@@ -15,8 +15,8 @@ RESULTS = Path(__file__).parent / "results"
 def store(name: str, found: dict[str, Any]) -> None:
     """Write results, with what they were measured on."""
     measured = {"torch": version("torch").partition("+")[0], "machine": platform.machine()}
-    text = json.dumps({**measured, **found}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    text = json.dumps(measured | {k: v for k, v in found.items() if k not in measured}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 def main() -> None:
@@ -32,16 +32,15 @@ def main() -> None:
 
     rows = linear.rows(full=arguments.full, device=arguments.device)
     print(f"{linear.__doc__.splitlines()[0]}\n\n{linear.table(rows)}\n")
-    name = "linear" if arguments.device == "cpu" else f"linear-{arguments.device}"
-    if not arguments.full and arguments.device == "cpu":
-        print("stored results are those of --full, left as they are")
-        return
-    found = {"rows": rows, "growth": linear.growth(arguments.device)}
-    if arguments.device == "cpu":
-        found["errors"] = linear.errors()
-    store(name, found)
-    if arguments.device == "cpu":
+    if arguments.device != "cpu":
+        stored = json.loads((RESULTS / "linear.json").read_text())
+        store("linear", {**stored, "rows": linear.with_cuda(stored["rows"], rows)})
+    elif arguments.full:
+        growth, errors = linear.growth(arguments.device), linear.errors()
+        store("linear", {"rows": rows, "growth": growth, "errors": errors})
         figures.draw()
+    else:
+        print("The stored results are those of --full and stay as they are.")
 
 
 if __name__ == "__main__":

@@ -224,6 +224,8 @@ def compared(
             "seconds": round(sorted(found[name])[rounds // 2], 3),
             "peak_mib": round(peak_of(name, shape, dtype, threads, device), 1),
             "gradients_mib": round(returned / MIB, 1),
+            "cuda_ratio": None,  # filled in where there is a GPU
+            "cuda_peak_mib": None,
         }
         for name in group
     ]
@@ -301,18 +303,32 @@ def rows(*, full: bool = False, device: str = "cpu") -> list[Row]:
     return found
 
 
+def with_cuda(stored: list[Row], measured: list[Row]) -> list[Row]:
+    """Stored rows of a processor, with what a GPU took for the same."""
+    keys = ("what", "shape", "dtype")
+    of = {tuple(map(str, (row[key] for key in keys))): row for row in measured}
+    found = []
+    for row in stored:
+        match = of.get(tuple(map(str, (row[key] for key in keys))))
+        if match is not None:
+            row = {**row, "cuda_ratio": match["ratio"], "cuda_peak_mib": match["peak_mib"]}
+        found.append(row)
+    return found
+
+
 def table(found: list[Row]) -> str:
     """The rows as text, one line each."""
     lines = [
         f"{'what':34} {'tokens, dim, vocab':>20} {'dtype':>9} {'thr':>3} {'ratio':>6} "
-        f"{'peak MiB':>9} {'beyond gradients':>17}"
+        f"{'peak MiB':>9} {'beyond gradients':>17} {'GPU':>6}"
     ]
     for row in found:
         shape = ", ".join(str(size) for size in row["shape"])
         lines.append(
             f"{row['what']:34} {shape:>20} {row['dtype']:>9} {row['threads']:3d} "
             f"{row['ratio']:6.2f} {row['peak_mib']:9.0f} "
-            f"{row['peak_mib'] - row['gradients_mib']:17.0f}"
+            f"{row['peak_mib'] - row['gradients_mib']:17.0f} "
+            f"{'–' if row['cuda_ratio'] is None else format(row['cuda_ratio'], '.2f'):>6}"
         )
     return "\n".join(lines)
 

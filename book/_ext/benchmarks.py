@@ -94,7 +94,9 @@ class MeasuredTable(SphinxDirective):
     def cell(self, row: Row, field: str) -> str:
         if field == "beyond":  # what a step holds besides the gradients it must return
             return f"{row['peak_mib'] - row['gradients_mib']:,.0f}"
-        value = row[field]
+        value = row.get(field)
+        if value is None:
+            return "–"  # not measured
         if isinstance(value, float):
             return f"{value:.1e}" if field in ("loss", "hidden", "weight") else shown(value)
         return as_text(value)

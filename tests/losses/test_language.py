@@ -248,7 +248,9 @@ def test_each_way_forms_its_tiles_as_often_as_it_says(way, monkeypatch):
     monkeypatch.setattr(LinearTiles, "tile", counting)
     inputs = way.inputs()
     _loss(inputs, way.targets(), workspace=way.workspace).backward()
-    assert len({start for _, start in formed}) == 4
+    # what is kept in the workspace is kept by whole rows
+    whole_rows = way.formed == 1 and math.prod(way.shape) > way.dim
+    assert len({start for _, start in formed}) == (1 if whole_rows else 4)
     assert len(formed) == way.formed * len(set(formed))
 
 
