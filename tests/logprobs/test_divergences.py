@@ -254,6 +254,10 @@ def test_autocast_rounds_the_inputs_as_it_does_for_a_linear_layer():
     assert torch.equal(found, rounded)
 
 
+@pytest.mark.skipif(
+    hasattr(linear_divergence, "__wrapped__"),
+    reason="a type checker around a function cannot be traced",
+)
 def test_a_compiled_step_gives_the_same():
     hidden, weight, *teacher = _models(dtype=torch.float32)
     hidden.requires_grad_()
