@@ -1,8 +1,8 @@
 """Measured numbers in the book, read from the stored results of ``make bench``; none is typed.
 
-``{measured}`FILE / KEY=VALUE, … / FIELD``` is one number: the field of the only row of
-``benchmarks/results/FILE.json`` that has these values. A field may be a quotient of two rows'
-fields, ``FIELD of KEY=VALUE``. The directive ``measured-table`` lists rows, one line each.
+``{measured}`FILE / PART / KEY=VALUE; … / FIELD``` is one number: the field of the only row in that
+part of ``benchmarks/results/FILE.json`` that has these values; two of them with `` over `` between
+are a quotient. The directive ``measured-table`` lists rows, one line each.
 """
 
 import json
@@ -74,7 +74,8 @@ class MeasuredTable(SphinxDirective):
         file, part = self.arguments
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "benchmarks" / "results" / f"{file}.json"))
-        rows = matching(results(root, file)[part], self.options.get("where", ""))
+        self.all = results(root, file)[part]
+        rows = matching(self.all, self.options.get("where", ""))
         if not rows:
             raise self.error("no measured row matches")
         pairs = [column.partition(":") for column in self.options["columns"].split("|")]
@@ -92,6 +93,9 @@ class MeasuredTable(SphinxDirective):
         return [box]
 
     def cell(self, row: Row, field: str) -> str:
+        if field == "two threads":
+            twin = {key: row[key] for key in ("what", "shape", "dtype")} | {"threads": 2}
+            return self.cell(next((r for r in self.all if twin.items() <= r.items()), {}), "ratio")
         if field == "beyond":  # what a step holds besides the gradients it must return
             return f"{row['peak_mib'] - row['gradients_mib']:,.0f}"
         value = row.get(field)
