@@ -208,7 +208,7 @@ def compared(
     torch.set_num_threads(threads)
     arguments = group_inputs(group, shape, getattr(torch, dtype), device)
     small = shape == SHAPES[0]
-    rounds = 5 if small else 2
+    rounds = 3 if small else 2
     ways = {name: step(name, arguments) for name in group}
     found = seconds(ways, rounds=rounds, warm_up=small, device=device)
     returned = sum(tensor.numel() * tensor.element_size() for tensor in arguments[:2])
@@ -221,7 +221,6 @@ def compared(
             "threads": threads,
             "device": device.partition(":")[0],
             "ratio": round(median_ratio(found[name], found[group[0]]), 3),
-            "seconds": round(sorted(found[name])[rounds // 2], 3),
             "peak_mib": round(peak_of(name, shape, dtype, threads, device), 1),
             "gradients_mib": round(returned / MIB, 1),
             "cuda_ratio": None,  # filled in where there is a GPU
