@@ -58,10 +58,10 @@ unit: $(VENV)/.test $(SITE)  ## library, docstrings, ledger, pages, wheel and th
 # and kernels are read by a compiler of their own
 shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tools \
-		$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input" \
+		$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input and not compiles" \
 		--jaxtyping-packages=lmlosses,annotations.enforce \
 		--ignore=tests/logprobs/test_triton.py \
-		tests/losses tests/logprobs tests/analysis tests/lab tests/optim $(wildcard tests/test_[amnr]*.py)
+		tests/losses tests/logprobs tests/analysis tests/lab tests/optim tests/schedules $(wildcard tests/test_[amnr]*.py)
 
 # on a GPU the pages' own assertions count; the stored outputs were computed on a processor
 nbval: $(VENV)/.test  ## run every notebook and compare each cell's output with what is stored
