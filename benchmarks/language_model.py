@@ -24,10 +24,11 @@ from lmlosses.lab.text import (
     unigram_entropy,
     windows,
 )
-from lmlosses.lab.training import train, warmup_cosine
+from lmlosses.lab.training import train
 from lmlosses.lab.transformer import TinyTransformer
 from lmlosses.losses.next_token import causal_lm_loss
 from lmlosses.optim import Adam
+from lmlosses.schedules import warmup_cosine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -45,9 +45,10 @@ def number(root: Path, text: str) -> float:
 
 def shown(value: float) -> str:
     """Two digits or so, as a reader wants them."""
-    if value >= 1000:
+    size = abs(value)
+    if size >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.0f}" if value >= 20 else f"{value:.2f}"
+    return (f"{value:.0f}" if size >= 20 else f"{value:.2f}").replace("-", "−")
 
 
 class Measured(SphinxRole):

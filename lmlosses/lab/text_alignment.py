@@ -13,12 +13,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lmlosses._checks import check_integer, check_min_ndim, check_positive, check_whole
+from lmlosses._checks import (
+    check_integer,
+    check_min_ndim,
+    check_not_empty_axis,
+    check_positive,
+    check_same_shape,
+    check_whole,
+)
 from lmlosses.advantages import AdaptiveKLController, FixedKLController
 from lmlosses.lab.ppo import Evaluated, ppo_update
 from lmlosses.lab.transformer import TinyTransformer, generate
 from lmlosses.logprobs import token_stats
 from lmlosses.losses.next_token import next_tokens
+from lmlosses.losses.preference import dpo_loss
+from lmlosses.reductions import sequence_sums
 
 
 def letter_reward(
@@ -214,3 +223,128 @@ def align(
         history.append((rewards.mean().item(), earned.mean().item(), update.kl))
         controller.update(update.kl, len(tokens))
     return TextRun(*torch.tensor(history, dtype=torch.float64).unbind(dim=-1))
+
+
+def answer_logps(
+    model: TinyTransformer, tokens: Int[Tensor, "*batch time"], *, steps: int
+) -> Float[Tensor, "*batch"]:
+    r"""Log-probability of each answer given its prompt, in nats.
+
+    .. math:: \log \pi(y \mid x) = \sum_{t=1}^{T} \log \pi(y_t \mid x, y_{<t})
+
+    Of answers that a policy drew, the mean of its own less the reference's estimates the
+    divergence :math:`D_{KL}(\pi \parallel \pi_{ref})`.
+
+    Args:
+        model: The policy :math:`\pi`, or a reference.
+        tokens: Prompts with their answers.
+        steps: Number of tokens :math:`T` of an answer; what stands before them is the prompt.
+
+    Returns:
+        One log-probability per answer.
+
+    Raises:
+        TypeError: If ``tokens`` are not whole numbers.
+        ValueError: If ``steps`` is not positive or leaves no prompt.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses import cpu_generator
+        >>> from lmlosses.lab.text_alignment import answer_logps
+        >>> from lmlosses.lab.transformer import TinyTransformer
+        >>> model = TinyTransformer(5, dim=8, layers=1, heads=2, generator=cpu_generator(0))
+        >>> _ = model.embedding.data.zero_()  # every token is as likely as any other
+        >>> print(f"{answer_logps(model, torch.tensor([3, 1, 4]), steps=2).exp():.2f}")
+        0.04
+    """
+    check_integer(tokens=tokens)
+    check_min_ndim("tokens", tokens, 1)
+    check_whole(steps=steps)
+    check_positive(steps=steps)
+    if steps >= tokens.shape[-1]:
+        raise ValueError(
+            f"steps must leave a token of the prompt, of {tokens.shape[-1]} tokens; got {steps}"
+        )
+    answer = torch.zeros_like(tokens, dtype=torch.bool)
+    answer[..., -steps:] = True
+    targets, counted = next_tokens(tokens, answer)
+    return sequence_sums(token_stats(model(tokens), targets, mask=counted).logps, counted)
+
+
+class PairRun(NamedTuple):
+    """How a policy learned from pairs, each a mean over a batch, taken before its step.
+
+    Attributes:
+        losses: The loss of DPO, in nats.
+        chosen: Change of the chosen answers' log-probability since the reference, in nats per
+            answer. Less that of the rejected ones it is the margin.
+        rejected: The same of the rejected answers.
+    """
+
+    losses: Float[Tensor, "rounds"]
+    chosen: Float[Tensor, "rounds"]
+    rejected: Float[Tensor, "rounds"]
+
+
+def align_by_pairs(
+    policy: TinyTransformer,
+    reference: TinyTransformer,
+    pairs: JudgedPairs,
+    *,
+    steps: int,
+    rounds: int,
+    beta: float,
+    lr: float,
+    generator: torch.Generator,
+    batch: int = 64,
+    watch: Callable[[int], None] | None = None,
+) -> PairRun:
+    r"""Rounds of DPO: one step each on a few of the pairs, and no answer is drawn.
+
+    With :math:`\Delta \log \pi` the change of an answer's log-probability since the reference,
+    whose part is computed once, each round takes a step of Adam on
+
+    .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log \sigma\bigl(
+        \beta (\Delta \log \pi(y^+_b) - \Delta \log \pi(y^-_b))\bigr) .
+
+    A policy equal to its reference begins at :math:`\log 2`.
+
+    Args:
+        policy: What is trained, in place.
+        reference: What it is held to.
+        pairs: From `judged_pairs`. They may repeat within a batch.
+        steps: Number of tokens of an answer.
+        rounds: Number of steps of Adam.
+        beta: Price :math:`\beta` of a nat of divergence.
+        lr: Learning rate of Adam.
+        generator: Picks the pairs, on the CPU.
+        batch: Number of pairs :math:`B` of a round.
+        watch: Called with the number of each round, before its step.
+
+    Returns:
+        The history.
+
+    Raises:
+        TypeError: If the pairs are not whole numbers.
+        ValueError: If there are no pairs, their shapes differ or a setting is out of range.
+    """
+    check_same_shape("rejected", pairs.rejected, of="chosen", reference=pairs.chosen)
+    check_whole(rounds=rounds, batch=batch)
+    check_positive(rounds=rounds, batch=batch, lr=lr)
+    tokens = torch.stack(pairs)
+    check_not_empty_axis("pairs", tokens, axis=1)
+    with torch.no_grad():
+        ref_logps = answer_logps(reference, tokens, steps=steps)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    history = []
+    for number in range(rounds):
+        if watch is not None:
+            watch(number)
+        some = torch.randint(tokens.shape[1], (batch,), generator=generator).to(tokens.device)
+        logps, ref = answer_logps(policy, tokens[:, some], steps=steps), ref_logps[:, some]
+        loss = dpo_loss(*logps, *ref, beta=beta).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        optimizer.step()
+        history.append(torch.stack([loss, *(logps - ref).mean(dim=1)]).detach().double())
+    return PairRun(*torch.stack(history).unbind(dim=-1))

@@ -4,7 +4,6 @@ Nothing here is meant for large models. In the first kind the point is a tensor,
 exact, and the path comes back as data; the second returns the loss of every step.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -154,8 +153,8 @@ def train(
         step_loss: Draws a batch and returns its mean loss :math:`L_t`.
         optimizer: Holds the parameters.
         steps: Number of steps.
-        lr: The rate :math:`\eta_t` of step :math:`t`, counted from 0, for every group; the
-            optimizer's own without it.
+        lr: The rate :math:`\eta_t` of step :math:`t`, counted from 0, for every group, such as
+            `lmlosses.schedules.warmup_cosine` with a ``peak``; the optimizer's own without it.
 
     Returns:
         The loss of each step, before it was taken, on the CPU, without a gradient.
@@ -186,51 +185,3 @@ def train(
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses).cpu() if losses else torch.empty(0)
-
-
-def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    r"""A learning rate that climbs in a line and falls along half a cosine.
-
-    With :math:`w` the steps of warmup among :math:`n`, and :math:`t` counted from 0,
-
-    .. math:: \eta_t = \eta \, \frac{t + 1}{w + 1} \quad (t < w) , \qquad
-        \eta_t = \frac{\eta}{2} \left( 1 + \cos \frac{\pi (t - w)}{n - w} \right)
-        \quad (w \le t \le n)
-
-    Neither the first step nor the last one is wasted on a rate of zero: step :math:`w` has the
-    peak and step :math:`n`, the first that is not taken, would have zero.
-
-    Args:
-        peak: The largest rate :math:`\eta`.
-        warmup_steps: Number of steps :math:`w` below the peak at the start.
-        total_steps: Number of steps :math:`n`; at and after it the rate is 0.
-
-    Returns:
-        The rate as a function of the step.
-
-    Raises:
-        TypeError: If a setting is not a number.
-        ValueError: If a setting is negative, or the warmup is not shorter than the whole.
-
-    Example:
-        >>> from lmlosses.lab.training import warmup_cosine
-        >>> rate = warmup_cosine(peak=1.0, warmup_steps=1, total_steps=3)
-        >>> [round(rate(step), 3) for step in range(4)]
-        [0.5, 1.0, 0.5, 0.0]
-    """
-    check_whole(warmup_steps=warmup_steps, total_steps=total_steps)
-    check_non_negative(peak=peak, warmup_steps=warmup_steps)
-    if not warmup_steps < total_steps:
-        raise ValueError(
-            f"warmup_steps must be below total_steps, which is {total_steps}; got {warmup_steps}"
-        )
-
-    def rate(step: int) -> float:
-        check_whole(step=step)
-        check_non_negative(step=step)
-        if step < warmup_steps:
-            return peak * (step + 1) / (warmup_steps + 1)
-        done = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
-        return peak * (1 + math.cos(math.pi * done)) / 2
-
-    return rate

@@ -10,8 +10,11 @@ from lmlosses.advantages import FixedKLController
 from lmlosses.lab.text import encode
 from lmlosses.lab.text_alignment import (
     Actor,
+    JudgedPairs,
     RewardModel,
     align,
+    align_by_pairs,
+    answer_logps,
     judged_pairs,
     letter_reward,
 )
@@ -164,3 +167,135 @@ def test_a_high_price_keeps_the_policy_near():
 def test_rounds_must_be_positive():
     with pytest.raises(ValueError, match="rounds must be positive"):
         run(beta=0.1, rounds=0)
+
+
+# ---- answers as a whole
+
+
+def by_hand(model, tokens, steps):
+    """Log-probability of each answer, token by token, each read off a prefix of its own."""
+    sums = []
+    for row in tokens:
+        places = range(len(row) - steps, len(row))
+        sums.append(sum(model(row[:t])[-1].log_softmax(dim=-1)[row[t]] for t in places))
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_logp_of_an_answer_is_the_sum_over_its_own_tokens(steps):
+    model, tokens = tiny(), prompts(4, 7)
+    torch.testing.assert_close(
+        answer_logps(model, tokens, steps=steps), by_hand(model, tokens, steps)
+    )
+
+
+def test_answers_may_have_any_leading_axes():
+    tokens = prompts(6, 5)
+    together = answer_logps(tiny(), tokens.view(2, 3, 5), steps=2)
+    torch.testing.assert_close(together, answer_logps(tiny(), tokens, steps=2).view(2, 3))
+
+
+def test_probabilities_of_all_answers_to_a_prompt_sum_to_one():
+    answers = torch.cartesian_prod(torch.arange(VOCAB), torch.arange(VOCAB))
+    tokens = torch.cat([torch.tensor([[2, 0]]).expand(VOCAB**2, 2), answers], dim=1)
+    assert abs(answer_logps(tiny(), tokens, steps=2).exp().sum() - 1) < 1e-5
+
+
+@pytest.mark.bad_input
+def test_an_answer_has_tokens_and_a_prompt():
+    with pytest.raises(ValueError, match="steps must be positive"):
+        answer_logps(tiny(), prompts(2), steps=0)
+    with pytest.raises(
+        ValueError, match="steps must leave a token of the prompt, of 3 tokens; got 3"
+    ):
+        answer_logps(tiny(), prompts(2), steps=3)
+    with pytest.raises(TypeError, match="tokens must be an integer tensor"):
+        answer_logps(tiny(), torch.zeros(2, 3), steps=1)
+
+
+# ---- learning from pairs
+
+
+def some_pairs(count=48):
+    return judged_pairs(tiny(), prompts(count), steps=STEPS, generator=cpu_generator(1),
+                        reward=lambda answers: 3 * count_of_ones(answers))  # fmt: skip
+
+
+def learned(pairs=None, start=0, **settings):
+    policy = tiny(start)
+    settings = {"rounds": 40, "beta": 0.2, "lr": 0.01, "batch": 16} | settings
+    run = align_by_pairs(
+        policy, tiny(), some_pairs() if pairs is None else pairs, steps=STEPS,
+        generator=cpu_generator(3), **settings,
+    )  # fmt: skip
+    return policy, run
+
+
+def test_a_policy_equal_to_its_reference_begins_at_log_2():
+    _, run = learned(rounds=1)
+    torch.testing.assert_close(run.losses, torch.full((1,), math.log(2), dtype=torch.float64))
+    assert run.chosen == run.rejected == 0
+
+
+def test_history_is_what_the_pairs_say_by_hand():
+    pairs, reference, other = some_pairs(1), tiny(), tiny(4)
+    _, run = learned(pairs, start=4, rounds=1, beta=0.7)
+    chosen, rejected = (
+        (by_hand(other, side, STEPS) - by_hand(reference, side, STEPS)).item() for side in pairs
+    )
+    assert abs(run.chosen.item() - chosen) < 1e-5 and abs(run.rejected.item() - rejected) < 1e-5
+    assert abs(run.losses.item() - math.log(1 + math.exp(-0.7 * (chosen - rejected)))) < 1e-5
+
+
+def test_first_step_follows_the_theorem():
+    # at the reference each pair weighs one half: the gradient is that of -beta/2 times the margin
+    pairs, model = some_pairs(1), tiny()
+    chosen, rejected = (answer_logps(model, side, steps=STEPS) for side in pairs)
+    (slope,) = torch.autograd.grad((rejected - chosen).sum(), [model.embedding])
+    policy, _ = learned(pairs, rounds=1, lr=1e-3)
+    moved = policy.embedding - tiny().embedding
+    clear = slope.abs() > 1e-4  # the first step of Adam is the sign of the gradient
+    torch.testing.assert_close(moved[clear], -1e-3 * slope[clear].sign(), rtol=2e-3, atol=0)
+
+
+def test_margins_grow_and_the_policy_says_more_of_what_was_chosen():
+    reference = tiny()
+    policy, run = learned()
+    assert run.losses[-5:].mean() < 0.6 < math.log(2)
+    margins = run.chosen - run.rejected
+    assert margins[-5:].mean() > margins[:5].mean() + 1
+    earned = [
+        judged_pairs(model, prompts(500), steps=STEPS, generator=cpu_generator(5),
+                     reward=count_of_ones).chosen[:, -STEPS:].eq(1).sum().item() / 500
+        for model in (reference, policy)
+    ]  # fmt: skip
+    assert earned[1] > earned[0] + 0.3
+    torch.testing.assert_close(reference.embedding, tiny().embedding)
+
+
+def test_a_watcher_sees_the_policy_before_each_round():
+    policy, seen = tiny(), []
+    align_by_pairs(
+        policy, tiny(), some_pairs(), steps=STEPS, rounds=3, beta=0.2, lr=0.01,
+        generator=cpu_generator(3), batch=4,
+        watch=lambda number: seen.append((number, policy.embedding.detach().clone())),
+    )  # fmt: skip
+    assert [number for number, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[0][1], tiny().embedding)
+    assert not torch.equal(seen[1][1], seen[0][1]) and not torch.equal(seen[2][1], seen[1][1])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["rounds", "batch", "lr", "beta"])
+def test_settings_of_learning_from_pairs_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
+        learned(**{name: 0})
+
+
+@pytest.mark.bad_input
+def test_pairs_must_be_there_and_match():
+    pairs = some_pairs(4)
+    with pytest.raises(ValueError, match="rejected must have shape"):
+        learned(JudgedPairs(pairs.chosen, pairs.rejected[:2]))
+    with pytest.raises(ValueError, match="pairs must have at least one entry along axis 1"):
+        learned(JudgedPairs(pairs.chosen[:0], pairs.rejected[:0]))

@@ -10,7 +10,6 @@ from lmlosses.lab.training import (
     gradient_descent,
     natural_gradient_descent,
     train,
-    warmup_cosine,
 )
 from lmlosses.lab.transformer import TinyTransformer
 from lmlosses.optim import Adam
@@ -316,45 +315,3 @@ def test_losses_that_are_not_one_number_are_refused():
         train(loss, optimizer, steps=-1)
     with pytest.raises(TypeError, match="steps must be a whole number; got float 1.0"):
         train(loss, optimizer, steps=1.0)
-
-
-# ---- its rate
-
-
-def test_rate_climbs_to_the_peak_and_falls_to_zero():
-    rate = warmup_cosine(peak=0.3, warmup_steps=4, total_steps=24)
-    rates = [rate(step) for step in range(30)]
-    assert rates[:5] == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3])
-    assert rates[14] == pytest.approx(0.15)  # half way down
-    assert rates[24:] == [0.0] * 6
-    assert all(one > two for one, two in zip(rates[4:24], rates[5:25], strict=True))
-
-
-def test_rate_after_the_warmup_is_torchs_cosine():
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=0.3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    rate = warmup_cosine(peak=0.3, warmup_steps=4, total_steps=24)
-    for step in range(21):
-        assert rate(4 + step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        schedule.step()
-
-
-def test_rate_without_a_warmup_starts_at_the_peak():
-    rate = warmup_cosine(peak=0.3, warmup_steps=0, total_steps=1)
-    assert [rate(0), rate(1)] == [0.3, 0.0]
-
-
-@pytest.mark.bad_input
-def test_rates_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="warmup_steps must be below total_steps, .* 5; got 5"):
-        warmup_cosine(peak=1.0, warmup_steps=5, total_steps=5)
-    with pytest.raises(ValueError, match="peak must not be negative; got -1.0"):
-        warmup_cosine(peak=-1.0, warmup_steps=0, total_steps=5)
-    with pytest.raises(ValueError, match="warmup_steps must not be negative; got -1"):
-        warmup_cosine(peak=1.0, warmup_steps=-1, total_steps=5)
-    with pytest.raises(TypeError, match="total_steps must be a whole number; got float 5.0"):
-        warmup_cosine(peak=1.0, warmup_steps=0, total_steps=5.0)
-    with pytest.raises(ValueError, match="step must not be negative; got -1"):
-        warmup_cosine(peak=1.0, warmup_steps=0, total_steps=5)(-1)
