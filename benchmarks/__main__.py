@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, linear, losses
+from benchmarks import figures, linear, losses, optimizers
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,11 +29,19 @@ def main() -> None:
         rows = losses.rows()
         print(f"{losses.__doc__.splitlines()[0]}\n\n{losses.table(rows)}\n")
         store("losses", {"rows": rows})
+        rows = optimizers.rows(full=arguments.full)
+        print(f"{optimizers.__doc__.splitlines()[0]}\n\n{optimizers.table(rows)}\n")
+        if arguments.full:
+            store("optimizers", {"rows": optimizers.beside(rows, [], "cuda")})
 
     rows = linear.rows(full=arguments.full, device=arguments.device)
     print(f"{linear.__doc__.splitlines()[0]}\n\n{linear.table(rows)}\n")
     if arguments.device != "cpu":
         measured = {"linear": rows, "alignment": linear.of_alignment(arguments.device)}
+        rows = optimizers.rows(full=True, device=arguments.device)
+        print(optimizers.table(rows))
+        stored = json.loads((RESULTS / "optimizers.json").read_text())
+        store("optimizers", {**stored, "rows": optimizers.beside(stored["rows"], rows, "cuda")})
         for name, found in measured.items():
             stored = json.loads((RESULTS / f"{name}.json").read_text())
             store(name, {**stored, "rows": linear.with_cuda(stored["rows"], found)})

@@ -35,7 +35,8 @@ def test_page_has_a_head_exercises_a_summary_and_its_ledger(path):
     solutions = re.findall(r"^```\{solution-start\} (\S+)$", text, flags=re.M)
     assert len(labels) >= 3 and labels == solutions
     for label in labels:
-        name = "{}.{}.{}-{}".format(*label.removeprefix("ex-").split("-"))
+        *page, letter = label.removeprefix("ex-").split("-")
+        name = f"{'.'.join(page)}-{letter}"
         assert f'exercises.check("{name}", answer)' in text, name
 
 

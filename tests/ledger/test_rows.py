@@ -58,7 +58,9 @@ def test_row_is_complete(row):
 def bodies() -> dict[str, str]:
     """What each test under tests/ledger does, with its name and docstring left out."""
     found = {}
-    for path in sorted((ROOT / "tests" / "ledger").glob("test_[0-9]*.py")):
+    for path in sorted((ROOT / "tests" / "ledger").glob("test_*.py")):
+        if path.stem in ("test_rows", "test_tests"):
+            continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
