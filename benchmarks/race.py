@@ -1,6 +1,6 @@
 """A race of optimizers on a small language model, each tuned over the same number of trials.
 
-python -m benchmarks.race            an hour on one thread: run, store, draw
+python -m benchmarks.race            three quarters of an hour on one thread
 python -m benchmarks.race --draw     summarize and draw what is stored
 
 Every run is a line of ``results/race.jsonl`` as soon as it ends, and one that stands there is not

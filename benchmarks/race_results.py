@@ -34,7 +34,7 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 def mean_loss(losses: Losses) -> dict[str, Any]:
     """Mean loss over seeds with its interval, as numbers and as one text."""
     mean, half = interval(losses.values())
-    text = f"{mean:.3f} ± {half:.3f}"
+    text = f"{mean:.3f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.3f}"
     return {"loss": round(mean, 4), "half_width": round(half, 4), "loss_text": text}
 
 
@@ -42,7 +42,8 @@ def difference(ours: Losses, theirs: Losses) -> dict[str, Any]:
     """Ours minus theirs, in pairs of runs that share a seed; a word for what is known of it."""
     mean, half = interval(ours[seed] - theirs[seed] for seed in sorted(ours))
     found = "lower" if mean + half < 0 else "higher" if mean - half > 0 else "none"
-    text = f"{round(mean, 3) + 0.0:+.3f} ± {half:.3f}".replace("-", "−")  # no negative zero
+    shown = f"{round(mean, 3) + 0.0:+.3f}".replace("-", "−")  # no negative zero
+    text = f"{shown}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.3f}"
     return {
         "difference": round(mean, 4), "difference_half_width": round(half, 4),
         "difference_text": text, "difference_found": found,

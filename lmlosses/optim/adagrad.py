@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from lmlosses._checks import check_non_negative
 from lmlosses.optim._base import Ready, state_dtype
-from lmlosses.optim._elementwise import ElementwiseRule
+from lmlosses.optim._elementwise import ElementwiseRule, Quotient
 from lmlosses.optim._tensors import Entries
 
 
@@ -102,10 +102,12 @@ class Adagrad(ElementwiseRule):
         return {"lr": group["lr"] / (1 + (step - 1) * group["lr_decay"]), "eps": group["eps"]}
 
     @staticmethod
-    def direction(param: Entries, grad: Entries, state: dict[str, Entries], n: Any) -> Entries:
+    def direction(
+        param: Entries, grad: Entries, state: dict[str, Entries], n: Any
+    ) -> Entries | Quotient:
         """The gradient over the root of the sum."""
         total = state["sum"].addcmul_(grad, grad)
-        return grad.div(total.sqrt().add_(n["eps"]))
+        return grad, total.sqrt().add_(n["eps"])
 
     def fused_step(self, ready: list[Ready], group: dict[str, Any]) -> None:
         """Torch's kernel on the same state."""

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from lmlosses._checks import check_in_unit_interval, check_non_negative
 from lmlosses.optim._base import Ready
-from lmlosses.optim._elementwise import ElementwiseRule
+from lmlosses.optim._elementwise import ElementwiseRule, Quotient
 from lmlosses.optim._tensors import Entries
 
 
@@ -114,14 +114,16 @@ class Adam(ElementwiseRule):
         }
 
     @staticmethod
-    def direction(param: Entries, grad: Entries, state: dict[str, Entries], n: Any) -> Entries:
+    def direction(
+        param: Entries, grad: Entries, state: dict[str, Entries], n: Any
+    ) -> Entries | Quotient:
         """Equations (4.3.23) to (4.3.26)."""
         exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
         exp_avg.lerp_(grad, n["new1"])
         exp_avg_sq.lerp_(grad.mul(grad), n["new2"])
         if "max_exp_avg_sq" in state:
             exp_avg_sq = state["max_exp_avg_sq"].copy_(state["max_exp_avg_sq"].maximum(exp_avg_sq))
-        return exp_avg.div(exp_avg_sq.sqrt().mul_(n["scale"]).add_(n["eps"]))
+        return exp_avg, exp_avg_sq.sqrt().mul_(n["scale"]).add_(n["eps"])
 
     def fused_step(self, ready: list[Ready], group: dict[str, Any]) -> None:
         """Torch's kernel on the same state."""

@@ -68,6 +68,7 @@ def cautious(rule: type[Rule]) -> type[Rule]:
 def _make(rule: type[ElementwiseRule]) -> type[ElementwiseRule]:
     def direction(param: Entries, grad: Entries, state: dict[str, Entries], n: Any) -> Entries:
         step: Any = rule.direction(param, grad, state, n)
+        step = step[0].div(step[1]) if isinstance(step, tuple) else step
         # signs before the product: that of two small numbers may vanish
         kept = step.sign().mul_(grad.sign()).clamp_min_(0.0)
         factor = kept.sum().add_(1.0).reciprocal_().mul_(kept.numel())

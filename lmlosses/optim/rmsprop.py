@@ -8,7 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from lmlosses._checks import check_in_unit_interval, check_non_negative
 from lmlosses.optim._base import state_dtype
-from lmlosses.optim._elementwise import ElementwiseRule
+from lmlosses.optim._elementwise import ElementwiseRule, Quotient
 from lmlosses.optim._tensors import Entries
 
 
@@ -106,7 +106,9 @@ class RMSprop(ElementwiseRule):
         return {"new": 1 - group["alpha"], "eps": group["eps"], "kept": group["momentum"]}
 
     @staticmethod
-    def direction(param: Entries, grad: Entries, state: dict[str, Entries], n: Any) -> Entries:
+    def direction(
+        param: Entries, grad: Entries, state: dict[str, Entries], n: Any
+    ) -> Entries | Quotient:
         """The gradient over its root mean square, or a buffer of such quotients."""
         square = state["square_avg"].lerp_(grad.mul(grad), n["new"])
         if "grad_avg" in state:
@@ -115,5 +117,5 @@ class RMSprop(ElementwiseRule):
             square = square.sub(mean.mul(mean)).clamp_min_(0.0)
         root = square.sqrt().add_(n["eps"])
         if "momentum_buffer" not in state:
-            return grad.div(root)
+            return grad, root
         return state["momentum_buffer"].mul_(n["kept"]).addcdiv_(grad, root)

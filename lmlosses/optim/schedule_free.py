@@ -172,32 +172,34 @@ class ScheduleFreeAdamW(ElementwiseRule):
         super().update_group(ready, group)
 
     def numbers(self, group: dict[str, Any], step: Any) -> dict[str, Any]:
-        """Rate and share of this step; the base adds the direction as it is, with rate 1."""
+        """Rates and share of this step; ``lr`` is that of the point of gradients."""
         beta1, beta2 = group["betas"]
         rate, share = _warm(group), group["share"]
+        root = (1 - beta2**step) ** 0.5  # g / (sqrt(v) / root + eps) is root times a step below
         return {
-            "lr": 1.0,
+            "lr": root * rate * (1 - beta1 * (1 - share)),
             "weight_decay": 0.0,
-            "decay": group["weight_decay"],
-            "rate": rate,
+            "decay": group["weight_decay"] / root,
+            "rate": root * rate,
             "share": share,
-            "rate_at_y": rate * (1 - beta1 * (1 - share)),
             "new2": 1 - beta2,
-            "scale": (1 - beta2**step) ** -0.5,
-            "eps": group["eps"],
+            "eps": group["eps"] * root,
         }
 
     @staticmethod
     def direction(param: Entries, grad: Entries, state: dict[str, Entries], n: Any) -> Entries:
-        """How far the point of the gradients moves; the fast point moves here."""
-        z, exp_avg_sq = state["z"], state["exp_avg_sq"]
+        """The step of the fast point, which moves here and draws the point of gradients along."""
+        z, exp_avg_sq, rate = state["z"], state["exp_avg_sq"], n["rate"]
         exp_avg_sq.lerp_(grad.mul(grad), n["new2"])
-        step = grad.div(exp_avg_sq.sqrt().mul_(n["scale"]).add_(n["eps"]))
+        step = grad.div(exp_avg_sq.sqrt().add_(n["eps"]))
         if isinstance(n["decay"], Tensor) or n["decay"] != 0:
-            step = step.add_(param.mul(n["decay"]))
-        move = param.sub(z).mul_(n["share"]).add_(step.mul(n["rate_at_y"]))
-        z.sub_(step.mul_(n["rate"]))
-        return move
+            step.add_(param.mul(n["decay"]))
+        param.lerp_(z, n["share"])
+        if isinstance(rate, Tensor):
+            z.sub_(step.mul(rate))
+        else:
+            z.add_(step, alpha=-rate)
+        return step
 
 
 def _warm(group: dict[str, Any]) -> Any:

@@ -161,7 +161,7 @@ def test_page_names_the_order_at_equal_steps():
     assert all(known("entrants", name=name) == "lower" for name in order[:5])
     assert all(known("entrants", name=name) == "none" for name in ("Adafactor", "ADOPT"))
     assert all(known("entrants", name=name) == "higher" for name in ("Lion", "SophiaG", "SGD"))
-    assert len(order) - 1 == 10
+    assert len(order) - 1 == 10 and STORED["settings"][0]["entrants"] == 11
 
 
 def test_page_says_which_seeds_of_lion_and_sophia_went_badly():
@@ -181,6 +181,14 @@ def test_page_compares_rates():
     assert row("entrants", name="SophiaG")["adamw_over_rate"] == 6
     beside = row("tuning", name="Lion", lr=0.004)["chosen_by"]
     assert 0 < beside - row("tuning", name="Lion", lr=0.008)["chosen_by"] < 0.02
+
+
+def test_page_compares_batches():
+    sizes = [row("batches", batch=batch) for batch in race.BATCHES]
+    assert [size["rate_ratio"] for size in sizes] == [1.5, 1.5, 1.5]
+    assert known("batches", batch="64 against 4") == "none"
+    widths = [size["difference_half_width"] for size in sizes]
+    assert widths[-1] < min(widths[:-1]) / 2
 
 
 def test_page_compares_at_equal_time():

@@ -50,7 +50,7 @@ def test_notes_2_1_default():
 
 
 def test_notes_3_1_most_used():
-    """At its best peak the cosine ends above WSD where distance counts and below where noise does."""
+    """At its best peak the cosine loses to WSD where there is little noise; with much it wins."""
     steps, peaks = torch.arange(600), torch.logspace(-0.8, 0.4, 25)
     curvatures = torch.logspace(0, -3, 20)
     best = {}
@@ -58,6 +58,7 @@ def test_notes_3_1_most_used():
         for shape in (warmup_cosine, wsd):
             rest = {"decay_steps": 120} if shape is wsd else {}
             rate = shape(warmup_steps=20, total_steps=600, **rest)(steps)
+            assert rate[20] == 1 and rate[-1] < 0.01
             ends = expected_losses(peaks[:, None] * rate, curvatures, batch=4, noise=noise)[:, -1]
             best[noise, shape] = ends.min().item()
     assert best[0.2, wsd] < 0.9 * best[0.2, warmup_cosine]
