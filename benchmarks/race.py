@@ -1,7 +1,7 @@
 """A race of optimizers on a small language model, each tuned over the same number of trials.
 
 python -m benchmarks.race            three quarters of an hour on one thread
-python -m benchmarks.race --draw     summarize and draw what is stored
+python -m benchmarks.race_results    summarize and draw what is stored
 
 Every run is a line of ``results/race.jsonl`` as soon as it ends, and one that stands there is not
 run again: an interrupted race goes on where it stopped. What the lines say is told by
@@ -353,18 +353,13 @@ def _carry_out_one(task: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--draw", action="store_true", help="run nothing")
-    arguments = parser.parse_args()
-    if not arguments.draw:
-        runs = carry_out(tuning(), arguments.workers)
-        best = best_rates(runs)
-        runs = carry_out([{"stage": "pace"}], 1)
-        paces = next(run["paces"] for run in runs if run["stage"] == "pace")
-        tasks = finals(best, paces) + anytimes(best) + by_batch()
-        carry_out(by_batch_finals(carry_out(tasks, arguments.workers)), arguments.workers)
-    from benchmarks import race_results  # it imports this module
-
-    race_results.store()
+    workers = parser.parse_args().workers
+    runs = carry_out(tuning(), workers)
+    best = best_rates(runs)
+    runs = carry_out([{"stage": "pace"}], 1)
+    paces = next(run["paces"] for run in runs if run["stage"] == "pace")
+    runs = carry_out(finals(best, paces) + anytimes(best) + by_batch(), workers)
+    carry_out(by_batch_finals(runs), workers)
 
 
 if __name__ == "__main__":

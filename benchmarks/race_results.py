@@ -1,4 +1,7 @@
-"""What the runs of the race say: means over seeds with their intervals, tables and figures."""
+"""What the runs of the race say: means over seeds with their intervals, tables and figures.
+
+python -m benchmarks.race_results    summarize what `benchmarks.race` has stored, and draw it
+"""
 
 import json
 import math
@@ -302,3 +305,7 @@ def store() -> None:
 
     store_results("race", summary(race.stored()))
     draw()
+
+
+if __name__ == "__main__":
+    store()
