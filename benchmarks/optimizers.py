@@ -6,7 +6,6 @@ it waits for.
 """
 
 import gc
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -164,12 +163,9 @@ def measure(
     held = parameters(**shape)
     makes = case.ours | case.peers
     steps: dict[str, Callable[[], Any]] = {}
-    first: dict[str, float] = {}
     for way, make in makes.items():
         steps[way] = make(held).step
-        start = time.perf_counter()
-        steps[way]()
-        first[way] = time.perf_counter() - start
+        steps[way]()  # compiles, where it compiles
         steps[way]()
     values = [p.detach() for p in held]
 
@@ -178,15 +174,13 @@ def measure(
             value.mul_(1.0)
 
     found = seconds({**steps, "floor": floor}, rounds=rounds, device=shape.get("device", "cpu"))
-    return compared(name, case, found, first)
+    return compared(name, case, found)
 
 
-def compared(
-    name: str, case: Case, found: dict[str, list[float]], first: dict[str, float]
-) -> list[dict[str, Any]]:
+def compared(name: str, case: Case, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     """One row a way: its time in floors, and beside the fastest peer of its kind."""
     rows = []
-    for way in first:
+    for way in case.ours | case.peers:
         row: dict[str, Any] = {"optimizer": name, "way": way}
         if case.bytes:
             row["floors"] = round(median_ratio(found[way], found["floor"]) / (case.bytes / 8), 2)
@@ -194,8 +188,6 @@ def compared(
         if way not in case.peers and rivals:
             row["against"] = min(rivals, key=lambda peer: sum(found[peer]))
             row["ratio"] = round(median_ratio(found[way], found[row["against"]]), 2)
-        if way == "compiled":
-            row["first_step"] = round(first[way], 1)
         rows.append(row)
     return rows
 
