@@ -61,7 +61,8 @@ shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
 		$(PYTEST) --dist worksteal -o addopts=--import-mode=importlib -m "not bad_input and not compiles" \
 		--jaxtyping-packages=lmlosses,annotations.enforce \
 		--ignore=tests/logprobs/test_triton.py \
-		tests/losses tests/logprobs tests/analysis tests/lab tests/optim tests/schedules $(wildcard tests/test_[amnr]*.py)
+		tests/losses tests/logprobs tests/analysis tests/lab tests/optim tests/schedules tests/test_precision.py \
+		$(wildcard tests/test_[amnr]*.py)
 
 # on a GPU the pages' own assertions count; the stored outputs were computed on a processor
 nbval: $(VENV)/.test  ## run every notebook and compare each cell's output with what is stored
