@@ -97,7 +97,7 @@ def gradient_flow(
     if any(later <= sooner for sooner, later in pairwise(when)):
         raise ValueError(f"times must increase; got {when}")
     try:
-        from scipy.integrate import solve_ivp  # type: ignore[import-untyped]
+        from scipy.integrate import solve_ivp  # type: ignore[import-untyped]  # SciPy has no types
     except ImportError as error:
         raise ImportError("gradient_flow needs SciPy: pip install 'lmlosses[analysis]'") from error
 

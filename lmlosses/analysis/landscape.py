@@ -378,7 +378,7 @@ def _extremes(
             product = hessian_product(loss, found)
             for sign in signs:
                 top = top_eigenvalues(
-                    lambda vectors, product=product, sign=sign: [  # type: ignore[misc]
+                    lambda vectors, product=product, sign=sign: [  # type: ignore[misc]  # lambda
                         sign * image for image in product(vectors)
                     ],
                     found,

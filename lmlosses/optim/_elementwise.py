@@ -108,6 +108,8 @@ class ElementwiseRule(UpdateRule):
         check_non_negative(weight_decay=group["weight_decay"])
         if sum(bool(group[way]) for way in ("foreach", "compiled", "fused")) > 1:
             raise ValueError("at most one of foreach, compiled and fused may be true")
+        if group["fused"] and type(self).fused_step is ElementwiseRule.fused_step:
+            raise ValueError(f"fused must be false: torch has no kernel for {type(self).__name__}")
         super().add_param_group(param_group)
 
     def update_group(self, ready: list[Ready], group: dict[str, Any]) -> None:
@@ -156,7 +158,7 @@ class ElementwiseRule(UpdateRule):
         self._move(param, grad, state, group, numbers, way=_move if whole else _sliced_move)
 
     def fused_step(self, ready: list[Ready], group: dict[str, Any]) -> None:
-        """Torch's own kernel on the same state, where there is one."""
+        """Torch's own kernel on the same state; groups of a rule without one cannot ask for it."""
         raise NotImplementedError
 
     def _all_numbers(self, group: dict[str, Any], step: Any) -> dict[str, Any]:

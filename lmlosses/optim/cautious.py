@@ -72,7 +72,7 @@ def _make(rule: type[ElementwiseRule]) -> type[ElementwiseRule]:
         # signs before the product: that of two small numbers may vanish
         kept = step.sign().mul_(grad.sign()).clamp_min_(0.0)
         factor = kept.sum().add_(1.0).reciprocal_().mul_(kept.numel())
-        return kept.mul_(factor).mul_(step)  # type: ignore[no-any-return]
+        return kept.mul_(factor).mul_(step)  # type: ignore[no-any-return]  # a quotient or a step
 
     name = f"Cautious{rule.__name__}"
     direction.__qualname__ = f"{name}.direction"  # the compiler keeps rules apart by this

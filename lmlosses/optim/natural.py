@@ -102,7 +102,7 @@ class NaturalGradient(UpdateRule):
 
     # not torch's signature: the curvature of this step has to come with it
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(  # type: ignore[override]  # a product is needed as well
         self, closure: Callable[[], Any] | None = None, *, fisher_product: FisherProduct
     ) -> Any:
         """Solve for the direction and take one step.

@@ -130,7 +130,7 @@ def gradients(params: Sequence[Tensor], step: int) -> list[Tensor]:
 def curvature(params: Sequence[Tensor], rule: type[Any]) -> Tensor:
     """Something for Sophia to differentiate, that reaches every entry alone."""
     if issubclass(rule, SophiaH):
-        return sum((param.float().square() * 0.7).sum() for param in params)  # type: ignore
+        return sum((param.float().square() * 0.7).sum() for param in params)  # type: ignore  # sum starts at 0
     scores = torch.arange(3.0, device=params[0].device)
     return torch.cat([param.float().reshape(-1, 1) * scores for param in params])
 
@@ -718,6 +718,11 @@ def test_lists_are_of_parameters_at_the_same_step(case):
 def test_only_one_way_to_compute_can_be_chosen(case):
     with pytest.raises(ValueError, match="at most one of foreach, compiled and fused"):
         case.build(start(case), foreach=True, compiled=True)
+
+
+def test_a_group_cannot_ask_for_a_kernel_that_torch_does_not_have():
+    with pytest.raises(ValueError, match="fused must be false: torch has no kernel for Lion"):
+        Lion([{"params": [nn.Parameter(torch.ones(3))], "fused": True}])
 
 
 @pytest.mark.parametrize(
