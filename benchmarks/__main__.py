@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, linear, losses, optimizers
+from benchmarks import curvature, figures, linear, losses, optimizers
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +29,9 @@ def main() -> None:
         rows = losses.rows()
         print(f"{losses.__doc__.splitlines()[0]}\n\n{losses.table(rows)}\n")
         store("losses", {"rows": rows})
+        rows, memory = curvature.rows(), curvature.memory()
+        print(f"{curvature.__doc__.splitlines()[0]}\n\n{curvature.table(rows, memory)}\n")
+        store("curvature", {"rows": rows, "memory": memory})
         rows = optimizers.rows(full=arguments.full)
         print(f"{optimizers.__doc__.splitlines()[0]}\n\n{optimizers.table(rows)}\n")
         if arguments.full:

@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lmlosses._checks import (
@@ -34,6 +35,16 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def _alike(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    """Tensors of one device and dtype together."""
+    kinds = list(map(attrgetter("device", "dtype"), tensors))
+    groups = dict.fromkeys(kinds, tensors)
+    if len(groups) > 1:
+        pairs = list(zip(tensors, kinds, strict=True))
+        return {kind: [tensor for tensor, own in pairs if own == kind] for kind in groups}
+    return groups
+
+
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     """There, waiting only where it must: what comes to a processor has to have arrived."""
     return tensor.to(device, non_blocking=device.type != "cpu")
@@ -56,20 +67,37 @@ def _careful_norm(tensor: Tensor) -> Tensor:
     return _whole(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
+def _quick_norms(tensors: list[Tensor]) -> Iterable[Tensor]:
+    """Euclidean norms of tensors of one dtype, in at least float32, without a look at squares."""
+    dtype = compute_dtype(tensors[0])
+    # one call for all: with small tensors the calls are what takes time. It knows neither
+    # sharded tensors nor functorch's.
+    plain = {type(tensor) for tensor in tensors} <= {Tensor, nn.Parameter}
+    if plain and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+        norms: tuple[Tensor, ...] = torch._foreach_norm(tensors, 2, dtype=dtype)
+        return norms
+    return [_whole(torch.linalg.vector_norm(tensor, dtype=dtype)) for tensor in tensors]
+
+
+def _widest(tensors: list[Tensor]) -> torch.dtype:
+    """The dtype in which one number of all of them is given."""
+    return compute_dtype(*{tensor.dtype: tensor for tensor in tensors}.values())
+
+
 def _norm_of_all(tensors: list[Tensor]) -> Tensor:
     """One norm over all entries of all tensors, in float64 on the first one's device."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     # On a processor, where looking costs nothing, the quick norm is kept if no square was too
     # large for its dtype, or so small that it counts: five times as fast as summing in float64.
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        dtypes = {t.dtype: compute_dtype(t) for t in tensors}
-        quick = [_whole(torch.linalg.vector_norm(t, dtype=dtypes[t.dtype])) for t in tensors]
+    groups = _alike(tensors)
+    looking = not torch.compiler.is_compiling()
+    if looking and all(device.type == "cpu" for device, _ in groups):
         # stacked by dtype, since stacking does not convert
-        stacks = [torch.stack([n for n in quick if n.dtype == d]) for d in set(dtypes.values())]
-        norm: Tensor = torch.linalg.vector_norm(torch.cat([stack.double() for stack in stacks]))
+        stacks = [torch.stack([*_quick_norms(group)]).double() for group in groups.values()]
+        norm: Tensor = torch.linalg.vector_norm(torch.cat(stacks))
         if reads_values(norm):
-            smallest = max(torch.finfo(dtype).tiny for dtype in dtypes.values()) ** 0.4
+            smallest = max(torch.finfo(compute_dtype(t[0])).tiny for t in groups.values()) ** 0.4
             if smallest <= norm.item() < math.inf:
                 return norm
     device = tensors[0].device
@@ -77,12 +105,22 @@ def _norm_of_all(tensors: list[Tensor]) -> Tensor:
     return _scaled_norm(torch.stack(norms))
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+    )
+
+
 def _checked(name: str, tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    for index, tensor in enumerate(listed):
-        check_floating(**{f"{name}[{index}]": tensor})
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name}[{index}] must be dense; got {tensor.layout}")
+    # names are made for errors alone: those of thousands of tensors take as long as the norm
+    if not all(map(_is_dense, listed)):
+        for index, tensor in enumerate(listed):
+            check_floating(**{f"{name}[{index}]": tensor})
+            if tensor.layout != torch.strided:
+                raise TypeError(f"{name}[{index}] must be dense; got {tensor.layout}")
     return listed
 
 
@@ -123,7 +161,7 @@ def global_norm(tensors: Iterable[Tensor] | Tensor) -> Float[Tensor, ""]:
         Pascanu et al. (2013), arXiv:1211.5063, algorithm 1.
     """
     listed = _checked("tensors", tensors)
-    return _norm_of_all(listed).to(compute_dtype(*listed))
+    return _norm_of_all(listed).to(_widest(listed))
 
 
 @torch.no_grad()
@@ -168,14 +206,14 @@ def clip_by_global_norm(
     check_non_negative(max_norm=max_norm)
     grads = _gradients(params)
     norm = _norm_of_all(grads)
+    found = norm.to(_widest(grads))
     shorten = norm.isfinite() & (norm > max_norm)
     if reads_values(shorten) and not shorten:
-        return norm.to(compute_dtype(*grads))
+        return found
     factor = (max_norm / norm).where(shorten, 1.0)
-    on = {device: _moved(factor, device) for device in {grad.device for grad in grads}}
-    for grad in grads:
-        _local(grad).mul_(on[grad.device])
-    return norm.to(compute_dtype(*grads))
+    for (device, _), group in _alike([_local(grad) for grad in grads]).items():
+        torch._foreach_mul_(group, _moved(factor.to(compute_dtype(group[0])), device))
+    return found
 
 
 @torch.no_grad()
@@ -218,7 +256,7 @@ def clip_by_value(params: Iterable[Tensor] | Tensor, *, max_value: float) -> Flo
         # a bound beyond the gradient's dtype becomes infinite there, which is no bound
         here = _moved(bound.to(grad.dtype), grad.device)
         _local(grad).clamp_(min=-here, max=here)
-    return norm.to(compute_dtype(*grads))
+    return norm.to(_widest(grads))
 
 
 # ---- loss scaling

@@ -120,6 +120,27 @@ def test_gradients_of_several_dtypes_share_one_factor():
         assert param.grad.dtype == dtype and (param.grad == 1).all()
 
 
+def test_many_small_gradients_of_several_dtypes_are_clipped_as_one_by_one():
+    dtypes = torch.float32, torch.bfloat16, torch.float64, torch.float16
+    grads = [draw(3, seed=seed, dtype=dtypes[seed % 4]) for seed in range(200)]
+    grads[8] = grads[8][:0]
+    params = params_with(*grads)
+    expected = math.sqrt(sum(grad.double().square().sum().item() for grad in grads))
+    norm = clip_by_global_norm(params, max_norm=2.0)
+    assert norm.item() == pytest.approx(expected, rel=1e-6)
+    for param, grad in zip(params, grads, strict=False):
+        factor = torch.tensor(2.0 / expected, dtype=torch.promote_types(grad.dtype, torch.float32))
+        # half precision is multiplied in float32 and rounded once
+        torch.testing.assert_close(param.grad, grad * factor.item(), rtol=1e-6, atol=0)
+
+
+def test_norms_of_a_batch_of_lists_are_those_of_each_list():
+    rows = draw(5, 4), draw(5, 2, 3, seed=1)
+    norms = torch.vmap(lambda *tensors: global_norm(tensors))(*rows)
+    expected = torch.stack([global_norm([row[i] for row in rows]) for i in range(5)])
+    torch.testing.assert_close(norms, expected)
+
+
 def test_nothing_to_clip_has_norm_zero_and_zeros_stay_zeros():
     assert clip_by_global_norm([], max_norm=1.0) == 0
     assert clip_by_global_norm(params_with(), max_norm=1.0) == 0
@@ -148,6 +169,18 @@ def test_the_way_without_looking_agrees_with_the_quick_one(monkeypatch):
     quick = global_norm(grads)
     monkeypatch.setattr("lmlosses.precision.reads_values", lambda *tensors: False)
     torch.testing.assert_close(global_norm(grads), quick, rtol=1e-7, atol=0)
+
+
+@pytest.mark.compiles
+def test_clipping_is_traced_in_one_piece():
+    params = params_with(draw(3), draw(5, seed=1, dtype=torch.bfloat16))
+    expected = global_norm([param.grad for param in params[:-1]])
+    whole = torch.compile(
+        lambda: clip_by_global_norm(params, max_norm=0.5), backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(whole(), expected)
+    clipped = global_norm([param.grad for param in params[:-1]])
+    torch.testing.assert_close(clipped, torch.tensor(0.5), rtol=1e-2, atol=0)  # bfloat16 rounds
 
 
 @pytest.fixture

@@ -53,7 +53,9 @@ def gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Entries plus or minus one, drawn where the generator is."""
     device = like.device if generator is None else generator.device
-    bits = torch.randint(0, 2, like.shape, device=device, generator=generator)  # 2 is excluded
+    bits = torch.randint(
+        0, 2, like.shape, dtype=torch.int8, device=device, generator=generator
+    )  # 2 is excluded
     return (2 * bits - 1).to(device=like.device, dtype=like.dtype)
 
 
@@ -93,6 +95,7 @@ def lanczos(
             coefficients[held, step] = column[-1]
             torch.div(vector, length, out=basis[held])
             held += 1
+        del vector  # before the next product is made
         ritz = _ritz(coefficients[:, : step + 1], held)
         if enough(ritz):
             break

@@ -172,8 +172,9 @@ def gauss_newton_vp(
         [tensor([36.])]
 
     References:
-        Schraudolph (2002), Fast Curvature Matrix-Vector Products, section 3; Martens (2020),
-        arXiv:1412.1193, sections 8 and 9.
+        Schraudolph (2002), Fast Curvature Matrix-Vector Products for Second-Order Gradient
+        Descent, Neural Computation 14; Martens (2020), New Insights and Perspectives on the
+        Natural Gradient Method, arXiv:1412.1193, sections 8 and 9.
     """
     return list(gauss_newton_product(outputs, loss, params)(list(vectors)))
 

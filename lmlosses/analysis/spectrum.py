@@ -128,7 +128,8 @@ def top_eigenvalues(
 
     References:
         Golub and Van Loan (2013), Matrix Computations, 4th edition, sections 10.1 and 10.3;
-        Ruhe (1979), Implementation Aspects of Band Lanczos Algorithms.
+        Ruhe (1979), Implementation Aspects of Band Lanczos Algorithms for Computation of
+        Eigenvalues of Large Sparse Symmetric Matrices, Mathematics of Computation 33.
     """
     space = _check_space(params)
     dim = sum(param.numel() for param in space)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmlosses.precision import LossScaler
 from lmlosses.schedules import Schedule
 from tests.ledger.rows import ROWS
 from tests.ledger.test_rows import resolve
@@ -25,6 +26,8 @@ def changed(result: Any, change: Any) -> Any:
         return change(result) if result.is_floating_point() else result
     if isinstance(result, float):
         return change(result)
+    if isinstance(result, list):
+        return [changed(part, change) for part in result]
     if isinstance(result, tuple):
         parts = [changed(part, change) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
@@ -44,6 +47,15 @@ def broken(target: Any, change: Any) -> Any:
                     tensor.copy_(change(tensor))
 
         return type(target.__name__, (target,), {"update": update})
+    if isinstance(target, type) and issubclass(target, LossScaler):
+
+        def scale(self, loss):  # type: ignore[no-untyped-def]
+            return change(target.scale(self, loss))
+
+        def next_scale(self, finite):  # type: ignore[no-untyped-def]
+            return change(target.next_scale(self, finite))
+
+        return type(target.__name__, (target,), {"scale": scale, "next_scale": next_scale})
     if isinstance(target, type):
         original = target.forward
 

@@ -14,6 +14,11 @@ from lmlosses.lab.exercises import (
     _4_5_4,
     _4_5_5,
     _4_5_6,
+    _4_6_1,
+    _4_6_2,
+    _4_6_3,
+    _4_6_4,
+    _4_6_5,
     _optimizers_1,
     _optimizers_2,
     _optimizers_3,
@@ -30,6 +35,7 @@ EXERCISES: dict[str, Exercise] = {
     for page in (
         *(_4_3_1, _4_3_2, _4_3_3, _4_3_4, _4_3_5),
         *(_4_5_1, _4_5_2, _4_5_3, _4_5_4, _4_5_5, _4_5_6),
+        *(_4_6_1, _4_6_2, _4_6_3, _4_6_4, _4_6_5),
         *(_optimizers_1, _optimizers_2, _optimizers_3, _optimizers_4),
         *(_optimizers_5, _optimizers_6, _optimizers_7, _optimizers_8),
     )
