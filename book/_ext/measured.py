@@ -34,18 +34,21 @@ def as_text(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def number(root: Path, text: str) -> float:
+def number(root: Path, text: str) -> int | float:
     """The number that ``file / part / conditions / field`` names."""
     file, part, conditions, field = (piece.strip() for piece in text.split("/"))
     found = matching(results(root, file)[part], conditions)
     if len(found) != 1:
         raise ExtensionError(f"measured {text!r} names {len(found)} rows, not one")
-    return float(found[0][field])
+    value: int | float = found[0][field]
+    return value
 
 
-def shown(value: float) -> str:
-    """Two digits or so, as a reader wants them."""
+def shown(value: int | float) -> str:
+    """Two digits or so, as a reader wants them; a count as it is."""
     size = abs(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
     if size >= 1000:
         return f"{value:,.0f}"
     return (f"{value:.0f}" if size >= 20 else f"{value:.2f}").replace("-", "−")
