@@ -62,7 +62,7 @@ shapes: $(VENV)/.test  ## run the library's tests with every annotation enforced
 		--jaxtyping-packages=lmlosses,annotations.enforce \
 		--ignore=tests/logprobs/test_triton.py \
 		tests/losses tests/logprobs tests/analysis tests/lab tests/optim tests/schedules tests/test_precision.py \
-		$(wildcard tests/test_[amnr]*.py)
+		$(wildcard tests/test_[agmnr]*.py)
 
 # on a GPU the pages' own assertions count; the stored outputs were computed on a processor
 nbval: $(VENV)/.test  ## run every notebook and compare each cell's output with what is stored

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import curvature, figures, linear, losses, optimizers
+from benchmarks import contrastive, curvature, figures, linear, losses, optimizers
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,6 +29,10 @@ def main() -> None:
         rows = losses.rows()
         print(f"{losses.__doc__.splitlines()[0]}\n\n{losses.table(rows)}\n")
         store("losses", {"rows": rows})
+        rows = contrastive.rows(full=arguments.full)
+        print(f"{contrastive.__doc__.splitlines()[0]}\n\n{contrastive.table(rows)}\n")
+        if arguments.full:
+            store("contrastive", {"rows": rows, "growth": contrastive.growth()})
         rows, memory = curvature.rows(), curvature.memory()
         print(f"{curvature.__doc__.splitlines()[0]}\n\n{curvature.table(rows, memory)}\n")
         store("curvature", {"rows": rows, "memory": memory})

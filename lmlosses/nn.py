@@ -770,3 +770,57 @@ class MarginRankingLoss(_Criterion):
         if not target.is_floating_point():
             target = target.to(compute_dtype(input1))
         return self._reduce(margin_ranking(input1, input2, target, margin=self.margin))
+
+
+class LearnedTemperature(torch.nn.Module):
+    r"""A temperature that is learned and stays within bounds.
+
+    .. math:: \tau = e^{-a} , \qquad -\log \tau_{\max} \le a \le -\log \tau_{\min}
+
+    The parameter is the logarithm of the inverse, as in CLIP, so that it is positive and a step
+    changes it by a factor. A loss on separable pairs falls for ever as :math:`\tau \to 0`:
+    whenever the temperature is read, the parameter is first moved back to the bound that it
+    passed. Keep it out of weight decay, which pulls :math:`\tau` towards 1.
+
+    Args:
+        initial: The temperature to start from.
+        smallest: The least temperature, 0.01 in CLIP.
+        largest: The greatest.
+
+    Raises:
+        TypeError: If a setting is no number.
+        ValueError: If they are not positive and in order.
+
+    Example:
+        >>> import torch
+        >>> from lmlosses import nn
+        >>> temperature = nn.LearnedTemperature(0.07)
+        >>> temperature()
+        tensor(0.0700, grad_fn=<ExpBackward0>)
+        >>> _ = temperature.log_inverse.data.fill_(50.0)
+        >>> temperature().item()
+        0.009999999776482582
+
+    References:
+        Radford et al. (2021), Learning transferable visual models from natural language
+        supervision, arXiv:2103.00020, section 2.5.
+    """
+
+    def __init__(
+        self, initial: float = 0.07, *, smallest: float = 0.01, largest: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_positive(initial=initial, smallest=smallest, largest=largest)
+        if not smallest <= initial <= largest:
+            raise ValueError(
+                f"initial must lie between smallest, {smallest!r}, and largest, {largest!r}; "
+                f"got {initial!r}"
+            )
+        self.smallest, self.largest = float(smallest), float(largest)
+        self.log_inverse = torch.nn.Parameter(torch.tensor(-math.log(initial)))
+
+    def forward(self) -> Float[Tensor, ""]:
+        """The temperature, a scalar tensor."""
+        with torch.no_grad():
+            self.log_inverse.clamp_(-math.log(self.largest), -math.log(self.smallest))
+        return (-self.log_inverse).exp()

@@ -287,7 +287,7 @@ def test_every_criterion_is_tested():
         if inspect.isclass(value) and value.__module__ == nn.__name__ and not name.startswith("_")
     }
     assert (
-        defined - {"LinearCrossEntropyLoss"}
+        defined - {"LinearCrossEntropyLoss", "LearnedTemperature"}  # which have tests of their own
         == set(NAMES)
         == {case.name for case in CASES.values()}
     )
@@ -740,3 +740,110 @@ def test_linear_cross_entropy_loss_names_what_it_refuses():
     with pytest.raises(ValueError, match="ignore_index needs targets that are class indices"):
         criterion = nn.LinearCrossEntropyLoss(3, 4, ignore_index=2)
         criterion(torch.zeros(2, 3), torch.full((2, 4), 0.25))
+
+
+# a temperature that is learned
+
+
+def test_a_learned_temperature_starts_where_it_is_told_and_stores_its_inverses_logarithm():
+    for initial in (0.01, 0.07, 1.0):
+        temperature = nn.LearnedTemperature(initial)
+        assert temperature().item() == pytest.approx(initial, rel=1e-6)
+        (param,) = temperature.parameters()
+        assert param.shape == temperature().shape == ()
+        assert param.item() == pytest.approx(math.log(1 / initial), abs=1e-6)
+    # CLIP starts at a scale of 1 / 0.07 and stops at 100
+    assert nn.LearnedTemperature().log_inverse.exp().item() == pytest.approx(1 / 0.07)
+    assert nn.LearnedTemperature().smallest == 1 / 100
+
+
+def test_a_step_on_a_learned_temperature_changes_it_by_a_factor():
+    temperature = nn.LearnedTemperature(0.2).double()
+    (3.0 * temperature()).backward()
+    # the derivative of 3 e^-a in a is minus that itself
+    assert temperature.log_inverse.grad.item() == pytest.approx(-0.6)
+    with torch.no_grad():
+        temperature.log_inverse += 0.5
+    assert temperature().item() == pytest.approx(0.2 * math.exp(-0.5))
+
+
+@pytest.mark.parametrize("bound, beyond", [(0.01, 50.0), (1.0, -50.0)])
+def test_a_learned_temperature_is_moved_back_to_the_bound_it_passed_and_can_leave_it(
+    bound, beyond
+):
+    temperature = nn.LearnedTemperature(0.07)
+    temperature.log_inverse.data.fill_(beyond)
+    assert temperature().item() == pytest.approx(bound, rel=1e-6)
+    assert temperature.log_inverse.item() == pytest.approx(-math.log(bound))
+    # at the bound it still has its gradient, so that one step leads back
+    temperature().backward()
+    assert temperature.log_inverse.grad.item() == pytest.approx(-bound, rel=1e-5)
+    with torch.no_grad():
+        temperature.log_inverse -= math.copysign(0.1, beyond)
+    assert 0.01 < temperature().item() < 1.0
+
+
+def test_on_pairs_that_separate_a_bound_stops_what_would_run_away():
+    pairs = torch.eye(4)
+    bounded, free = nn.LearnedTemperature(0.07), torch.nn.Parameter(torch.tensor(-math.log(0.07)))
+    for param, read in ((bounded.log_inverse, bounded), (free, lambda: (-free).exp())):
+        optimizer = torch.optim.Adam([param], lr=0.5)
+        for _ in range(20):
+            optimizer.zero_grad()
+            losses.clip_loss(pairs, pairs, temperature=read()).mean().backward()
+            optimizer.step()
+    assert bounded().item() == pytest.approx(0.01, rel=1e-6)
+    assert free.neg().exp().item() < 0.009
+
+
+def test_a_learned_temperature_may_be_read_twice_in_a_step_and_beyond_its_bound():
+    temperature = nn.LearnedTemperature(0.1, smallest=0.05, largest=0.5)
+    temperature.log_inverse.data.fill_(9.0)
+    first = temperature()
+    (first * temperature()).backward()
+    assert temperature.log_inverse.grad.item() == pytest.approx(-2 * 0.05**2)
+
+
+def test_a_learned_temperature_travels_in_a_state_dict_and_keeps_its_dtype():
+    temperature = nn.LearnedTemperature(0.1)
+    other = nn.LearnedTemperature(0.5)
+    other.load_state_dict(temperature.state_dict())
+    assert other().item() == temperature().item()
+    for dtype in (torch.float64, torch.bfloat16):
+        assert nn.LearnedTemperature(0.1).to(dtype)().dtype == dtype
+
+
+def test_a_learned_temperature_reads_no_value_from_the_device():
+    temperature = nn.LearnedTemperature().to("meta")
+    vectors = torch.empty(3, 2, device="meta", requires_grad=True)
+    losses.clip_loss(vectors, vectors, temperature=temperature()).mean().backward()
+    assert temperature.log_inverse.grad.device.type == "meta"
+
+
+@pytest.mark.compiles
+def test_a_compiled_temperature_stays_within_its_bounds():
+    temperature = nn.LearnedTemperature(0.07)
+    temperature.log_inverse.data.fill_(50.0)
+    compiled = torch.compile(temperature, fullgraph=True, backend="aot_eager")
+    found = compiled()
+    found.backward()
+    assert found.item() == pytest.approx(0.01, rel=1e-6)
+    assert temperature.log_inverse.item() == pytest.approx(math.log(100))
+    assert temperature.log_inverse.grad.item() == pytest.approx(-0.01, rel=1e-5)
+
+
+@pytest.mark.bad_input
+def test_a_learned_temperature_names_what_it_refuses():
+    between = r"initial must lie between smallest, 0.01, and largest, 1.0; got"
+    for initial in (0.001, 2.0):
+        with pytest.raises(ValueError, match=f"{between} {initial}"):
+            nn.LearnedTemperature(initial)
+    with pytest.raises(ValueError, match="initial must lie between smallest, 0.5, and largest, 0"):
+        nn.LearnedTemperature(0.3, smallest=0.5, largest=0.2)
+    for name in ("initial", "smallest", "largest"):
+        with pytest.raises(ValueError, match=f"{name} must be positive; got 0.0"):
+            nn.LearnedTemperature(**{name: 0.0})
+        with pytest.raises(ValueError, match=f"{name} must be finite; got inf"):
+            nn.LearnedTemperature(**{name: math.inf})
+        with pytest.raises(TypeError, match=f"{name} must be a real number; got str '1'"):
+            nn.LearnedTemperature(**{name: "1"})

@@ -1,9 +1,13 @@
-"""Losses against the packages that people use them from: TRL, Transformers and entmax.
+"""Losses against the packages that people use them from: TRL, Transformers, entmax and more.
 
 TRL's formulas are methods of its trainers, which want models, data and a disk. They are called
 here with just the settings that they read. The packages are loaded once; that takes half a minute.
+Contrastive losses are compared with sentence-transformers, pytorch-metric-learning,
+info-nce-pytorch and the models of Transformers.
 """
 
+import itertools
+import math
 import os
 import warnings
 from collections import defaultdict
@@ -35,6 +39,15 @@ from lmlosses import (
     token_classification_loss,
     token_mean,
     token_stats,
+)
+from lmlosses.losses import (
+    clip_loss,
+    in_batch_info_nce,
+    info_nce,
+    nt_xent,
+    siglip_loss,
+    supervised_contrastive,
+    triplet_loss,
 )
 
 DTYPES = [torch.float64, torch.float32]
@@ -268,3 +281,173 @@ def test_sparsemax_and_entmax_are_those_of_entmax(peers, dtype, scale):
         # theirs subtracts logits of up to `scale` times 4 from sums of eleven of them
         steps = 64 * max(scale, 1.0)
         _close(weights * ours(logits), weights * theirs(logits), [logits], steps=steps)
+
+
+# contrastive losses
+
+
+@pytest.fixture(scope="module")
+def contrastive():
+    """Contrastive losses of other packages, loaded in the same way."""
+    offline = pytest.MonkeyPatch()
+    offline.setenv("HF_HUB_OFFLINE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import info_nce as info_nce_pytorch
+        from pytorch_metric_learning import distances, losses, reducers
+        from sentence_transformers.sentence_transformer import losses as sentence_losses
+        from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+    yield SimpleNamespace(
+        info_nce=info_nce_pytorch.info_nce, sentences=sentence_losses, metric=losses,
+        distances=distances, reducers=reducers,
+        models={"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)},
+    )  # fmt: skip
+    offline.undo()
+
+
+def _vectors(*shapes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [tensor.to(dtype).requires_grad_() for tensor in drawn]
+
+
+@every_dtype
+def test_info_nce_is_that_of_info_nce_pytorch(contrastive, dtype):
+    queries, positives, shared, own = _vectors((5, 8), (5, 8), (7, 8), (5, 7, 8), dtype=dtype)
+    for negatives, mode in ((shared, "unpaired"), (own, "paired")):
+        theirs = contrastive.info_nce(
+            queries, positives, negatives, temperature=0.2, reduction="none", negative_mode=mode
+        )
+        ours = info_nce(queries, positives, negatives, temperature=0.2)
+        _close(ours, theirs, [queries, positives, negatives])
+    theirs = contrastive.info_nce(queries, positives, temperature=0.2, reduction="none")
+    _close(in_batch_info_nce(queries, positives, temperature=0.2), theirs, [queries, positives])
+
+
+@every_dtype
+def test_in_batch_losses_are_those_of_sentence_transformers(contrastive, dtype):
+    queries, keys, negatives = _vectors((5, 8), (5, 8), (5, 8), dtype=dtype)
+    ranking = contrastive.sentences.MultipleNegativesRankingLoss
+    for columns in ((queries, keys), (queries, keys, negatives)):
+        theirs = ranking(None, scale=20.0).compute_loss_from_embeddings(list(columns), None)
+        _close(in_batch_info_nce(*columns, temperature=0.05).mean(), theirs, columns)
+        # each direction with a softmax of its own, and hard negatives among the documents only
+        both = ranking(
+            None, scale=20.0, partition_mode="per_direction",
+            directions=("query_to_doc", "doc_to_query"),
+        ).compute_loss_from_embeddings(list(columns), None)  # fmt: skip
+        ours = in_batch_info_nce(*columns, temperature=0.05, symmetric=True)
+        _close(ours.mean(), both, columns)
+
+
+def _small_model(contrastive, kind):
+    """A model of Transformers of a few random numbers, and what it makes of five pairs."""
+    config, model = contrastive.models[kind]
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "projection_size": 16,
+    }  # fmt: skip
+    text = {**sizes, "vocab_size": 20, "max_position_embeddings": 6, "projection_dim": 8}
+    vision = {**sizes, "image_size": 8, "patch_size": 4, "projection_dim": 8}
+    settings = {"projection_dim": 8} if kind == "clip" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = model(config(text_config=text, vision_config=vision, **settings)).eval()
+        ids, pixels = torch.randint(20, (5, 6)), torch.randn(5, 3, 8, 8)
+    ids[:, -1] = 19
+    with torch.no_grad():
+        return built, built(input_ids=ids, pixel_values=pixels, return_loss=True)
+
+
+def test_clip_and_siglip_losses_are_those_of_transformers_models(contrastive):
+    model, found = _small_model(contrastive, "clip")
+    temperature = (-model.logit_scale).exp().detach()
+    ours = clip_loss(found.image_embeds, found.text_embeds, temperature=temperature)
+    _close(ours.mean(), found.loss, steps=64)
+    model, found = _small_model(contrastive, "siglip")
+    temperature = (-model.logit_scale).exp().squeeze().detach()
+    bias = model.logit_bias.squeeze().detach()
+    ours = siglip_loss(found.image_embeds, found.text_embeds, temperature=temperature, bias=bias)
+    # theirs has a row for each text; the mean is over all pairs either way
+    _close(ours.mean(), found.loss, steps=64)
+
+
+@every_dtype
+def test_nt_xent_is_that_of_pytorch_metric_learning(contrastive, dtype):
+    first, second = _vectors((5, 8), (5, 8), dtype=dtype)
+    wrapped = contrastive.metric.SelfSupervisedLoss(contrastive.metric.NTXentLoss(temperature=0.3))
+    _close(nt_xent(first, second, temperature=0.3).mean(), wrapped(first, second), [first, second])
+
+
+@every_dtype
+def test_with_more_than_two_of_a_label_their_nt_xent_is_info_nce_of_each_positive(
+    contrastive, dtype
+):
+    """Other positives are no candidates there, unlike in SimCLR's and the supervised formula."""
+    (embeddings,) = _vectors((7, 8), dtype=dtype)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 0])
+    theirs = contrastive.metric.NTXentLoss(temperature=0.3)(embeddings, labels)
+    pairs = [(i, p) for i, p in itertools.permutations(range(7), 2) if labels[i] == labels[p]]
+    losses = [
+        info_nce(embeddings[i], embeddings[p], embeddings[labels != labels[i]], temperature=0.3)
+        for i, p in pairs
+    ]
+    ours = torch.stack(losses).mean()
+    _close(ours, theirs, [embeddings])
+    assert ours < token_mean(*supervised_contrastive(embeddings, labels, temperature=0.3))
+
+
+def test_their_nt_xent_stops_at_87_nats_and_learns_nothing_there(contrastive):
+    """They add the least positive number to a probability before its logarithm is taken."""
+    first = torch.tensor([[1.0, 0.2], [-1.0, 0.0]], requires_grad=True)
+    second = torch.tensor([[-1.0, 0.1], [1.0, 0.1]])
+    wrapped = contrastive.metric.SelfSupervisedLoss(
+        contrastive.metric.NTXentLoss(temperature=0.01)
+    )
+    theirs, ours = wrapped(first, second), nt_xent(first, second, temperature=0.01).mean()
+    least = -math.log(torch.finfo(torch.float32).tiny)
+    assert theirs.item() == pytest.approx(least) and ours.item() > 190
+    assert (torch.autograd.grad(theirs, first)[0] == 0).all()
+    assert (torch.autograd.grad(ours, first)[0] != 0).any()
+
+
+@every_dtype
+def test_supervised_contrastive_is_that_of_pytorch_metric_learning(contrastive, dtype):
+    (embeddings,) = _vectors((7, 8), dtype=dtype)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 0])  # one is alone
+    theirs = contrastive.metric.SupConLoss(temperature=0.3)
+    ours = token_mean(*supervised_contrastive(embeddings, labels, temperature=0.3))
+    _close(ours, theirs(embeddings, labels), [embeddings])
+    # with one label in the batch the formula holds too, and theirs gives up
+    ours = token_mean(*supervised_contrastive(embeddings, torch.zeros(7, dtype=torch.long)))
+    assert ours > math.log(6) and theirs(embeddings, torch.zeros(7, dtype=torch.long)) == 0
+
+
+@every_dtype
+def test_triplets_are_those_of_pytorch_metric_learning(contrastive, dtype):
+    (embeddings,) = _vectors((6, 8), dtype=dtype)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    places = [
+        (a, p, n)
+        for a, p, n in itertools.product(range(6), repeat=3)
+        if a != p and labels[a] == labels[p] and labels[a] != labels[n]
+    ]
+    columns = [list(place) for place in zip(*places, strict=True)]
+    distances = {
+        "euclidean": contrastive.distances.LpDistance(normalize_embeddings=False),
+        "squared": contrastive.distances.LpDistance(normalize_embeddings=False, power=2),
+        "cosine": contrastive.distances.CosineSimilarity(),
+    }
+    for name, distance in distances.items():
+        settings = {"margin": 0.3, "distance": distance}
+        triplets = [embeddings[column] for column in columns]
+        losses = triplet_loss(*triplets, margin=0.3, distance=name)
+        theirs = contrastive.metric.TripletMarginLoss(
+            **settings, reducer=contrastive.reducers.MeanReducer()
+        )
+        # their squared distances of up to 40 are rounded before they are subtracted
+        _close(losses.mean(), theirs(embeddings, labels), [embeddings], steps=256)
+        # unless told so they average over those that are violated, which grow fewer
+        theirs = contrastive.metric.TripletMarginLoss(**settings)
+        assert (losses == 0).any()
+        _close(losses[losses > 0].mean(), theirs(embeddings, labels), steps=256)

@@ -94,6 +94,7 @@ MAY_IMPORT = {
     "lmlosses.optim": {"_checks", "optim"},
     "lmlosses.schedules": {"_checks", "schedules"},
     "lmlosses.precision": {"_checks"},
+    "lmlosses.gradient_cache": {"_checks"},
     "lmlosses.nn": {"_checks", "logprobs", "losses", "reductions"},
     "lmlosses": {"device", "logprobs", "losses", "normalizers", "reductions"},
 }

@@ -8,13 +8,20 @@ compares two models in the same way.
 """
 
 from lmlosses.logprobs.divergences import Divergences, linear_divergence
+from lmlosses.logprobs.pair_sigmoid import pair_log_sigmoid
+from lmlosses.logprobs.pairs import PairStats, pair_stats
+from lmlosses.logprobs.ranks import gather_rows
 from lmlosses.logprobs.statistics import TokenStats
 from lmlosses.logprobs.tokens import linear_token_stats, token_stats
 
 __all__ = [
     "Divergences",
+    "PairStats",
     "TokenStats",
+    "gather_rows",
     "linear_divergence",
     "linear_token_stats",
+    "pair_log_sigmoid",
+    "pair_stats",
     "token_stats",
 ]

@@ -10,9 +10,9 @@ import torch.autograd.forward_ad
 from torch import Tensor
 
 _NO_SECOND_DERIVATIVE = (
-    "the gradient of lean token statistics is formed by hand and has no derivative of its own; "
-    "for second derivatives pass implementation='reference', which holds the whole matrix of "
-    "logits"
+    "the gradient of lean statistics is formed by hand and has no derivative of its own; for "
+    "second derivatives pass implementation='reference' to the statistics, which holds the whole "
+    "matrix of logits or scores, or take them with torch.func"
 )
 
 

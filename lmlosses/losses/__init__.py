@@ -10,12 +10,26 @@ from lmlosses.losses.classification import (
     multiclass_hinge,
     zero_one,
 )
+from lmlosses.losses.contrastive import (
+    alignment,
+    info_nce,
+    mutual_information_bound,
+    triplet_loss,
+    uniformity,
+)
 from lmlosses.losses.distillation import (
     distillation_loss,
     js_distillation_loss,
     reverse_distillation_loss,
 )
 from lmlosses.losses.divergence import entropy, js_divergence, kl_divergence, kl_k1, kl_k2, kl_k3
+from lmlosses.losses.in_batch import (
+    clip_loss,
+    in_batch_info_nce,
+    nt_xent,
+    siglip_loss,
+    supervised_contrastive,
+)
 from lmlosses.losses.language import linear_cross_entropy, token_cross_entropy, z_loss
 from lmlosses.losses.masked import mlm_loss, span_mlm_loss, whole_word_mlm_loss
 from lmlosses.losses.next_token import (
@@ -73,6 +87,7 @@ from lmlosses.losses.tasks import (
 __all__ = [
     "NextTokens",
     "absolute_error",
+    "alignment",
     "binary_cross_entropy",
     "binary_focal",
     "bradley_terry_loss",
@@ -80,6 +95,7 @@ __all__ = [
     "causal_lm_loss",
     "cdpo_loss",
     "clip_fraction",
+    "clip_loss",
     "completion_loss",
     "cross_entropy",
     "dapo_loss",
@@ -96,6 +112,8 @@ __all__ = [
     "hinge",
     "huber",
     "implicit_reward",
+    "in_batch_info_nce",
+    "info_nce",
     "ipo_loss",
     "js_distillation_loss",
     "js_divergence",
@@ -112,7 +130,9 @@ __all__ = [
     "margin_ranking",
     "mlm_loss",
     "multiclass_hinge",
+    "mutual_information_bound",
     "next_tokens",
+    "nt_xent",
     "optimal_policy",
     "orpo_loss",
     "padded_lm_loss",
@@ -125,12 +145,16 @@ __all__ = [
     "reinforce_loss",
     "reverse_distillation_loss",
     "sequence_classification_loss",
+    "siglip_loss",
     "simpo_loss",
     "span_extraction_loss",
     "span_mlm_loss",
     "squared_error",
+    "supervised_contrastive",
     "token_classification_loss",
     "token_cross_entropy",
+    "triplet_loss",
+    "uniformity",
     "value_clip_loss",
     "whole_word_mlm_loss",
     "z_loss",

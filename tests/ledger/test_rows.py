@@ -11,6 +11,7 @@ from tests.ledger.rows import ROOT, ROWS
 # the last equation of each section; definitions and theorems likewise
 NUMBERED = {
     "4.3": {"eq": 36, "def": 3},
+    "4.4": {"eq": 30},
     "4.5": {"eq": 30, "def": 15, "thm": 2},
     "4.6": {"eq": 26, "def": 11},
 }

@@ -11,8 +11,10 @@ from torch import Tensor
 from lmlosses import losses, normalizers, token_stats
 from lmlosses.losses import (
     classification,
+    contrastive,
     distillation,
     divergence,
+    in_batch,
     language,
     masked,
     next_token,
@@ -26,7 +28,8 @@ from lmlosses.losses import (
 
 CLASSES = 5
 MODULES = (
-    *(classification, distillation, divergence, language, masked, next_token),
+    *(classification, contrastive, distillation, divergence, in_batch, language, masked),
+    next_token,
     *(policy, preference, ranking, regression, reward, tasks),
 )
 
@@ -213,6 +216,8 @@ ELSEWHERE = {
     *("mlm_loss", "span_mlm_loss", "whole_word_mlm_loss"),
     *("token_classification_loss", "span_extraction_loss"),
     *("clip_fraction", "grpo_loss", "dapo_loss", "dr_grpo_loss", "gspo_loss"),
+    *("info_nce", "triplet_loss", "mutual_information_bound", "alignment", "uniformity"),
+    *("in_batch_info_nce", "clip_loss", "nt_xent", "siglip_loss", "supervised_contrastive"),
 }
 
 EVERY = PLAIN | COMPOSED
