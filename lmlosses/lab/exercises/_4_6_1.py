@@ -9,20 +9,24 @@ from lmlosses.lab.exercises._exercise import Exercise
 
 
 def _constant(X: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(X.T @ X / len(X))[0]
+    found: Tensor = torch.linalg.eigvalsh(X.T @ X / len(X))[0]
+    return found
 
 
 def _without_the_mean(X: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(X.T @ X)[0]
+    found: Tensor = torch.linalg.eigvalsh(X.T @ X)[0]
+    return found
 
 
 def _not_zero(X: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(X.T @ X / len(X))
-    return values[values > 1e-4 * values[-1]][0]
+    found: Tensor = values[values > 1e-4 * values[-1]][0]
+    return found
 
 
 def _largest(X: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(X.T @ X / len(X))[-1]
+    found: Tensor = torch.linalg.eigvalsh(X.T @ X / len(X))[-1]
+    return found
 
 
 def _parts(scores: Tensor, value: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,8 @@ from lmlosses.lab.exercises._exercise import Exercise
 
 def _curvatures() -> torch.Tensor:
     samples = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
-    return torch.linalg.eigvalsh(samples.T @ samples / 3)
+    found: torch.Tensor = torch.linalg.eigvalsh(samples.T @ samples / 3)
+    return found
 
 
 def _largest_rate() -> float:

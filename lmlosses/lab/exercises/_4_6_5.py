@@ -20,11 +20,13 @@ def _stalls() -> float:
 
 def _rate(x: Tensor) -> Tensor:
     eigenvalues = torch.linalg.eigvalsh(2 * x.T @ x / len(x))
-    return 2 / (eigenvalues[0] + eigenvalues[-1])
+    found: Tensor = 2 / (eigenvalues[0] + eigenvalues[-1])
+    return found
 
 
 def _limit(x: Tensor) -> Tensor:
-    return 2 / torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1]
+    found: Tensor = 2 / torch.linalg.eigvalsh(2 * x.T @ x / len(x))[-1]
+    return found
 
 
 def _floor(temperature: float, negatives: int) -> float:
