@@ -55,7 +55,7 @@ class Worth(NamedTuple):
     few_labels: Float[Tensor, " test"]
 
 
-class Estimate(NamedTuple):
+class Interval(NamedTuple):
     """A mean, and the half-width of its 95 % interval."""
 
     mean: float
@@ -384,32 +384,32 @@ def linear_probe(
 ) -> Bool[Tensor, " test"]:
     r"""Which test samples a linear classifier gets right that was trained on fixed features.
 
-        .. math:: \min_{W, b} \frac{1}{N} \sum_n \ell(W x_n + b, y_n)
+    .. math:: \min_{W, b} \frac{1}{N} \sum_n \ell(W x_n + b, y_n)
         + \frac{\lambda}{2} \lVert W \rVert^2
 
     Multinomial logistic regression, of features that have mean 0 and variance 1 on the samples
-        it learns from, by L-BFGS.
+    it learns from, by L-BFGS.
 
     Args:
-            features: What to classify by.
-            targets: Classes, counted from 0.
-            test: Features of the test samples.
-            test_targets: Their classes.
-            penalty: The number :math:`\lambda`.
+        features: What to classify by.
+        targets: Classes, counted from 0.
+        test: Features of the test samples.
+        test_targets: Their classes.
+        penalty: The number :math:`\lambda`.
 
     Returns:
-            True for each test sample that is classified correctly.
+        True for each test sample that is classified correctly.
 
     Raises:
-            TypeError: If a tensor has the wrong kind of dtype.
-            ValueError: If shapes disagree or the penalty is not positive.
+        TypeError: If a tensor has the wrong kind of dtype.
+        ValueError: If shapes disagree or the penalty is not positive.
 
     Example:
-            >>> import torch
-            >>> from lmlosses.lab.digits import linear_probe
-            >>> features, classes = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
-            >>> linear_probe(features, classes, torch.tensor([[3.0], [0.1]]), torch.tensor([1, 0]))
-            tensor([ True, False])
+        >>> import torch
+        >>> from lmlosses.lab.digits import linear_probe
+        >>> features, classes = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+        >>> linear_probe(features, classes, torch.tensor([[3.0], [0.1]]), torch.tensor([1, 0]))
+        tensor([ True, False])
     """
     check_floating(features=features, test=test)
     check_ndim("features", features, 2)
@@ -518,7 +518,7 @@ def effective_rank(vectors: Float[Tensor, "vectors dim"]) -> Float[Tensor, ""]:
     return rank
 
 
-def estimate(values: Float[Tensor, "*batch"]) -> Estimate:
+def estimate(values: Float[Tensor, "*batch"]) -> Interval:
     r"""The mean of independent values and the half-width of its 95 % interval.
 
     .. math:: \bar x \pm 1.96 \, \frac{s}{\sqrt{N}}
@@ -547,4 +547,4 @@ def estimate(values: Float[Tensor, "*batch"]) -> Estimate:
         raise ValueError(f"values must hold at least two; got {values.numel()}")
     numbers = values.double().flatten()
     half = 1.96 * numbers.std() / math.sqrt(len(numbers))
-    return Estimate(numbers.mean().item(), half.item())
+    return Interval(numbers.mean().item(), half.item())
