@@ -8,7 +8,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import in_new_process, median_ratio, peak, seconds
+from benchmarks.measure import in_new_process, median_ratio, peak, resident, seconds
 from lmlosses import token_mean
 from lmlosses.losses import in_batch_info_nce, nt_xent, siglip_loss, supervised_contrastive
 
@@ -273,8 +272,8 @@ def _print_memory(settings: dict[str, Any]) -> None:
         return step(way, inputs(*settings["shape"]))
 
     beyond = peak(prepare)
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # on Linux, as all of this
-    found = {"peak_mib": beyond / MIB, "process_mib": process / MIB}
+    # not getrusage, whose maximum a new process inherits from the one that started it
+    found = {"peak_mib": beyond / MIB, "process_mib": resident("VmHWM") / MIB}
     print(json.dumps({name: round(value, 1) for name, value in found.items()}))
 
 

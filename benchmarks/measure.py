@@ -81,13 +81,14 @@ def peak(prepare: Callable[[], Callable[[], Any]], *, device: str = "cpu") -> in
         step()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     step()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of this process that are in memory (``VmRSS``), or were at most (``VmHWM``)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
